@@ -1,0 +1,37 @@
+"""A layout's tables as tensors: constants of the graph that uses them, or eager copies kept by the layout."""
+
+import tensorflow as tf
+
+
+def layout_tensors(layout, like):
+    """The tables of `layout` for an op that runs beside the tensor `like`.
+
+    Nothing is copied in a training step: `lut` lies in the memory of the device, `plan` in the host's. In a
+    graph both are constants, so they travel inside a SavedModel and never enter a checkpoint.
+
+    Returns:
+      (lut, plan): int64 and int32 vectors.
+    """
+    if tf.executing_eagerly():
+        device = like.device
+        if device not in layout.cache:
+            with tf.device(device):
+                lut = tf.constant(layout.lut)
+            with tf.device("CPU:0"):
+                layout.cache[device] = lut, tf.constant(layout.plan)
+        return layout.cache[device]
+    return _graph_constants(layout, tf.compat.v1.get_default_graph())
+
+
+def _graph_constants(layout, graph):
+    # The graph keeps its constants, for each device once: a layer that is called for a thousand time steps
+    # shares them. (Kept with the layout they would keep the graph alive.)
+    with tf.control_dependencies(None):
+        plan = tf.constant(layout.plan, name="plan")
+        constants = getattr(graph, "_blocksparse_luts", None)
+        if constants is None:
+            constants = graph._blocksparse_luts = {}
+        key = layout, plan.device
+        if key not in constants:
+            constants[key] = tf.constant(layout.lut, name="lut")
+        return constants[key], plan

@@ -1,0 +1,69 @@
+"""The definition of every op: dense float64 numpy. All claims of correctness are made against it.
+
+No block loops, so that it shares no mistake with the kernels. Arguments may have any dtype and are
+taken as they are; results are float64.
+"""
+
+import numpy as np
+
+
+def _dense(w, layout, gate=None):
+    w = np.asarray(w, np.float64)
+    if gate is not None:
+        gate = np.asarray(gate, np.float64)[:, None, None]
+        w = np.where(gate == 0, 0, gate * np.where(gate == 0, 0, w))
+    return layout.to_dense(w)
+
+
+def _features_last(x, feature_axis):
+    x = np.asarray(x, np.float64)
+    return x if feature_axis == 1 else np.moveaxis(x, 0, -1)
+
+
+def _features_back(y, feature_axis):
+    return y if feature_axis == 1 else np.moveaxis(y, -1, 0)
+
+
+def matmul(x, w, layout, feature_axis=1, gate=None):
+    """y[n, k] = sum_c g W[c, k] x[n, c]."""
+    return _features_back(_features_last(x, feature_axis) @ _dense(w, layout, gate), feature_axis)
+
+
+def matmul_dx(dy, w, layout, feature_axis=1, gate=None):
+    """dx[n, c] = sum_k g W[c, k] dy[n, k]."""
+    return _features_back(_features_last(dy, feature_axis) @ _dense(w, layout, gate).T, feature_axis)
+
+
+def matmul_dw(x, dy, layout, feature_axis=1, gate=None):
+    """dW = x^T dy at the stored blocks, zero where the gate is 0. x and dy may be lists: their sum."""
+    if isinstance(x, list | tuple):
+        return sum(matmul_dw(*pair, layout, feature_axis, gate) for pair in zip(x, dy, strict=True))
+    x, dy = (_features_last(t, feature_axis) for t in (x, dy))
+    x, dy = (t.reshape(-1, t.shape[-1]) for t in (x, dy))
+    dw = layout.from_dense(x.T @ dy, allow_loss=True)
+    return dw if gate is None else dw * (np.asarray(gate) != 0)[:, None, None]
+
+
+def gate_gradients(dw, w, gate):
+    """(g dw, sum of dw w in each block): the gradients of the gated weights g w."""
+    dw, w, gate = (np.asarray(t, np.float64) for t in (dw, w, gate))
+    return gate[:, None, None] * dw, np.sum(dw * w, axis=(1, 2))
+
+
+def l2_normalize(w, layout, gain=None, epsilon=1e-12):
+    """gain[k] W[c, k] / sqrt(max(sum_c W[c, k]^2, epsilon))."""
+    dense = _dense(w, layout)
+    gain = 1.0 if gain is None else np.asarray(gain, np.float64)
+    scale = gain / np.sqrt(np.maximum(np.sum(dense**2, axis=0), epsilon))
+    return layout.from_dense(dense * scale)
+
+
+def l2_normalize_grad(w, dy, layout, gain=None, epsilon=1e-12):
+    """Gradients of `l2_normalize` with respect to w and gain."""
+    dense, dy = _dense(w, layout), _dense(dy, layout)
+    gain = 1.0 if gain is None else np.asarray(gain, np.float64)
+    squares = np.sum(dense**2, axis=0)
+    bounded = np.maximum(squares, epsilon)
+    dots = np.sum(dense * dy, axis=0)
+    dx = gain / np.sqrt(bounded) * (dy - (squares >= epsilon) * dense * dots / bounded)
+    return layout.from_dense(dx), dots / np.sqrt(bounded)

@@ -1,0 +1,109 @@
+// The GPU side of matmul.h: chooses the arithmetic, and the small kernels around the products.
+#include "src/kernels/common/cuda_launch.h"
+#include "src/kernels/common/load_store.cuh"
+#include "src/kernels/common/reduce.cuh"
+#include "src/kernels/matmul_instances.h"
+
+namespace blocksparse {
+namespace {
+
+// Calls f(MatmulKernels<Math>) for a dtype.
+template <class F>
+Status WithMath(DType dtype, bool allow_tf32, F f) {
+  switch (dtype) {
+    case DType::kFloat16:
+      return f(MatmulKernels<Fp16Math>{});
+    case DType::kBFloat16:
+      return f(MatmulKernels<Bf16Math>{});
+    case DType::kFloat32:
+      return allow_tf32 ? f(MatmulKernels<Tf32Math>{}) : f(MatmulKernels<Fp32Math>{});
+  }
+  return Unsupported("dtype must be float32, float16 or bfloat16");
+}
+
+struct SumParams {
+  const float* partial;  // [num_splits, size]
+  void* sum;             // [size]
+  int num_splits;
+  int64_t size;
+};
+
+// sum[i] = the splits' partial sums, in order.
+template <typename T>
+__global__ void SumSplitsKernel(const __grid_constant__ SumParams p) {
+  const int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
+  if (i >= p.size) return;
+  float sum = p.partial[i];
+  for (int s = 1; s < p.num_splits; ++s) sum += p.partial[s * p.size + i];
+  static_cast<T*>(p.sum)[i] = T(sum);
+}
+
+constexpr int kSumThreads = 256;
+constexpr int kGateThreads = 128;
+
+// One thread block for each block of W.
+template <typename Dw, typename W>
+__global__ void __launch_bounds__(kGateThreads) GateGradKernel(const __grid_constant__ MatmulGateGradArgs p) {
+  const int64_t size = int64_t{p.block_size} * p.block_size;
+  const int64_t offset = blockIdx.x * size;
+  const Dw* dw = static_cast<const Dw*>(p.dw) + offset;
+  const W* w = static_cast<const W*>(p.w) + offset;
+  Dw* dw_out = static_cast<Dw*>(p.dw_out) + offset;
+  const float gate = p.gate[blockIdx.x];
+  float sum = 0.f;
+  for (int64_t i = threadIdx.x; i < size; i += kGateThreads) {
+    const float value = LoadFloat(dw + i);
+    sum += value * LoadFloat(w + i);
+    dw_out[i] = Dw(gate * value);
+  }
+  sum = SumOfBlock<kGateThreads>(sum);
+  if (threadIdx.x == 0) p.dg[blockIdx.x] = sum;
+}
+
+Status SplitOf(const MatmulDwArgs& args, DwSplit* split) {
+  int num_sms = 0;
+  BLOCKSPARSE_RETURN_IF_ERROR(CountSms(&num_sms));
+  return WithMath(args.dtype, args.allow_tf32,
+                  [&](auto kernels) { return decltype(kernels)::ChooseSplit(args, num_sms, split); });
+}
+
+int64_t DwSize(const Layout& layout) { return layout.num_blocks * layout.block_size * layout.block_size; }
+
+}  // namespace
+
+Status MatmulGpu(const MatmulArgs& args, Stream stream) {
+  return WithMath(args.dtype, args.allow_tf32,
+                  [&](auto kernels) { return decltype(kernels)::Fprop(args, stream); });
+}
+
+Status MatmulDwWorkspaceBytes(const MatmulDwArgs& args, int64_t* bytes) {
+  DwSplit split = {};
+  BLOCKSPARSE_RETURN_IF_ERROR(SplitOf(args, &split));
+  *bytes = split.num_splits > 1 ? split.num_splits * DwSize(args.layout) * static_cast<int64_t>(sizeof(float)) : 0;
+  return Status();
+}
+
+Status MatmulDwGpu(const MatmulDwArgs& args, Stream stream) {
+  DwSplit split = {};
+  BLOCKSPARSE_RETURN_IF_ERROR(SplitOf(args, &split));
+  BLOCKSPARSE_RETURN_IF_ERROR(WithMath(args.dtype, args.allow_tf32, [&](auto kernels) {
+    return decltype(kernels)::Dw(args, split, stream);
+  }));
+  if (split.num_splits == 1) return Status();
+  const SumParams params = {args.workspace, args.dw, split.num_splits, DwSize(args.layout)};
+  const int64_t num_thread_blocks = (params.size + kSumThreads - 1) / kSumThreads;
+  return WithGpuType(args.dw_dtype, [&](auto t) {
+    return Launch("SumSplitsKernel", SumSplitsKernel<decltype(t)>, num_thread_blocks, kSumThreads, 0, stream, params);
+  });
+}
+
+Status MatmulGateGradGpu(const MatmulGateGradArgs& args, Stream stream) {
+  return WithGpuType(args.dw_dtype, [&](auto dw) {
+    return WithGpuType(args.dtype, [&](auto w) {
+      return Launch("GateGradKernel", GateGradKernel<decltype(dw), decltype(w)>, args.num_blocks, kGateThreads, 0,
+                    stream, args);
+    });
+  });
+}
+
+}  // namespace blocksparse
