@@ -50,10 +50,13 @@ CXXFLAGS  := -std=c++17 -O3 -fPIC -fvisibility=hidden -MMD -I. $(WARNINGS) $(SAN
 NVCCFLAGS := -std=c++17 -O3 -DNDEBUG -I. -Xcompiler -fPIC,-fvisibility=hidden,-Wall -Xptxas=-v \
              $(foreach arch,$(CUDA_ARCHS),-gencode arch=compute_$(arch),code=sm_$(arch)) \
              -gencode arch=compute_$(CUDA_PTX),code=compute_$(CUDA_PTX)
+# TensorFlow logs when it is imported, whatever it is told; that counts only if the command fails.
+QUIETLY = 2> $(BUILD)/stderr || { cat $(BUILD)/stderr >&2; exit 1; }
+
 $(BUILD)/tensorflow.mk: $(READY) tools/tensorflow_flags.py
 	@mkdir -p $(@D)
-	@$(PYTHON) tools/tensorflow_flags.py > $@
-ifneq ($(filter-out help clean lint format room wheel demo test test-gpu sanitize,$(or $(MAKECMDGOALS),help)),)
+	@$(PYTHON) tools/tensorflow_flags.py > $@ $(QUIETLY)
+ifneq ($(filter-out help clean kernels lint format room wheel demo test test-gpu sanitize bench,$(or $(MAKECMDGOALS),help)),)
 -include $(BUILD)/tensorflow.mk
 endif
 
@@ -87,7 +90,8 @@ comma := ,
 $(LIBRARY): $(OP_O) $(KERNEL_O)
 	$(call LINK,$(TF_LFLAGS))
 	@bash tools/check_symbols.sh $@
-	@$(PYTHON) tools/write_build_info.py "$(NVCC)" "$(CUDA_ARCHS)" $(CUDA_PTX) > blocksparse/_build_info.py
+	@$(PYTHON) tools/write_build_info.py "$(NVCC)" "$(CUDA_ARCHS)" $(CUDA_PTX) \
+	  > blocksparse/_build_info.py $(QUIETLY)
 
 $(KERNELS_LIB): $(KERNEL_O)
 	$(call LINK)
@@ -122,11 +126,11 @@ sanitize: $(READY)  ## look for invalid memory accesses and races: AddressSaniti
 	PYTHON="$(abspath $(PYTHON))" bash tools/sanitize.sh "$(BUILD)-asan"
 
 lint: $(READY)  ## check style: ruff and clang-format
-	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check --quiet .
 	$(VENV)/bin/clang-format --dry-run --Werror $(CXX_FILES)
 
 format: $(READY)  ## rewrite files in the project's style
-	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format --quiet . && $(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/clang-format -i $(CXX_FILES)
 CXX_FILES = $(shell git ls-files --cached --others --exclude-standard 'src/*.h' 'src/*.cc' 'src/*.cu' 'src/*.cuh')
 

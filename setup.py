@@ -1,4 +1,5 @@
 """Packs the package with the shared library that `make build` makes."""
+
 import os
 import subprocess
 import sys

@@ -19,8 +19,15 @@ __version__ = "0.1.0"
 
 __all__ = [
     # matmul
-    "BlocksparseMatMul", "SparsityLayout", "largest_block", "matmul_dw", "matmul_dx",
-    "block_reduced_full_dw", "dw_matmul_large_n", "get_bsmm_dx_ops", "group_param_grads",
+    "BlocksparseMatMul",
+    "SparsityLayout",
+    "largest_block",
+    "matmul_dw",
+    "matmul_dx",
+    "block_reduced_full_dw",
+    "dw_matmul_large_n",
+    "get_bsmm_dx_ops",
+    "group_param_grads",
     "reduced_full_dw",
     # l2_norm
     "l2_normalize",

@@ -16,14 +16,18 @@ def names(dtypes):
 def check_feature_axis(who, feature_axis):
     if feature_axis not in FEATURE_AXES or isinstance(feature_axis, bool):
         raise ValueError(
-            f"{who}: feature_axis must be 1 (features last) or 0 (features first). Received: {feature_axis!r}"
+            f"{who}: feature_axis must be 1 (features last) or 0 (features first). Received: "
+            f"{feature_axis!r}"
         )
 
 
 def check_dtype(who, name, dtype, expected=None, why=""):
     """`dtype` is one of DTYPES, and `expected` if that is given."""
     if dtype not in DTYPES:
-        raise TypeError(f"{who}: {name} has an unsupported dtype. Received: {dtype.name}. Supported: {names(DTYPES)}.")
+        raise TypeError(
+            f"{who}: {name} has an unsupported dtype. Received: {dtype.name}. Supported: "
+            f"{names(DTYPES)}."
+        )
     if expected is not None and dtype != expected:
         raise TypeError(f"{who}: {name} must be {expected.name}{why}. Received: {dtype.name}.")
 
@@ -35,14 +39,16 @@ def check_activation(who, name, tensor, layout, num_blocks, feature_axis):
         return
     if shape.rank < 2:
         raise ValueError(
-            f"{who}: {name} must have rank 2 or more (features and minibatch). Received: {name}.shape={shape}"
+            f"{who}: {name} must have rank 2 or more (features and minibatch). Received: "
+            f"{name}.shape={shape}"
         )
     features = shape[-1 if feature_axis == 1 else 0]
     expected = num_blocks * layout.block_size
     if features is not None and features != expected:
         axis = "the last axis" if feature_axis == 1 else "axis 0"
         raise ValueError(
-            f"{who}: {name} must have {expected} features on {axis} ({num_blocks} blocks of {layout.block_size}, "
+            f"{who}: {name} must have {expected} features on {axis} "
+            f"({num_blocks} blocks of {layout.block_size}, "
             f"feature_axis={feature_axis}). Received: {name}.shape={shape}"
         )
 
@@ -50,4 +56,6 @@ def check_activation(who, name, tensor, layout, num_blocks, feature_axis):
 def check_shape(who, name, tensor, expected):
     """`tensor` has the shape `expected`."""
     if not tensor.shape.is_compatible_with(expected):
-        raise ValueError(f"{who}: {name} must have shape {list(expected)}. Received: {name}.shape={tensor.shape}")
+        raise ValueError(
+            f"{who}: {name} must have shape {list(expected)}. Received: {name}.shape={tensor.shape}"
+        )

@@ -1,4 +1,4 @@
-"""A layout's tables as tensors: constants of the graph that uses them, or eager copies kept by the layout."""
+"""A layout's tables as tensors: constants of a graph, or eager copies kept by the layout."""
 
 import tensorflow as tf
 
@@ -6,8 +6,9 @@ import tensorflow as tf
 def layout_tensors(layout, like):
     """The tables of `layout` for an op that runs beside the tensor `like`.
 
-    Nothing is copied in a training step: `lut` lies in the memory of the device, `plan` in the host's. In a
-    graph both are constants, so they travel inside a SavedModel and never enter a checkpoint.
+    Nothing is copied in a training step: `lut` lies in the memory of the device, `plan` in the
+    host's. In a graph both are constants, so they travel inside a SavedModel and never enter a
+    checkpoint.
 
     Returns:
       (lut, plan): int64 and int32 vectors.
@@ -24,8 +25,8 @@ def layout_tensors(layout, like):
 
 
 def _graph_constants(layout, graph):
-    # The graph keeps its constants, for each device once: a layer that is called for a thousand time steps
-    # shares them. (Kept with the layout they would keep the graph alive.)
+    # The graph keeps its constants, for each device once: a layer that is called for a thousand
+    # time steps shares them. (Kept with the layout they would keep the graph alive.)
     with tf.control_dependencies(None):
         plan = tf.constant(layout.plan, name="plan")
         constants = getattr(graph, "_blocksparse_luts", None)

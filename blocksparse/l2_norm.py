@@ -26,11 +26,11 @@ def l2_normalize(w, layout, *, gain=None, epsilon=1e-12, dtype=tf.float32, name=
       TypeError: a dtype is not supported.
       ValueError: a shape does not fit the layout.
       tf.errors.InvalidArgumentError: the same, found when the graph runs.
+    Source: openai/blocksparse `BlocksparseMatMul.l2_normalize`.
     Example:
       >>> layout = SparsityLayout([[1]], block_size=8)
       >>> round(float(l2_normalize(3 * tf.ones([1, 8, 8]), layout)[0, 0, 0]), 6)
       0.353553
-    Source: openai/blocksparse `BlocksparseMatMul.l2_normalize`.
     """
     who = name or "BlocksparseL2Normalize"
     w = tf.convert_to_tensor(w)
@@ -46,8 +46,16 @@ def l2_normalize(w, layout, *, gain=None, epsilon=1e-12, dtype=tf.float32, name=
         _checks.check_shape(who, "gain", gains[0], [layout.out_features])
     lut, plan = layout_tensors(layout, w)
     y, _ = ops.blocksparse_l2_normalize(
-        x=w, gain=gains, lut=lut, plan=plan, TY=dtype, epsilon=epsilon, block_size=layout.block_size,
-        in_blocks=layout.in_blocks, out_blocks=layout.out_blocks, name=name,
+        x=w,
+        gain=gains,
+        lut=lut,
+        plan=plan,
+        TY=dtype,
+        epsilon=epsilon,
+        block_size=layout.block_size,
+        in_blocks=layout.in_blocks,
+        out_blocks=layout.out_blocks,
+        name=name,
     )
     return y
 
@@ -57,7 +65,12 @@ def _l2_normalize_gradients(op, dy, _):
     x, *gains, lut, plan = op.inputs
     sizes = ("epsilon", "block_size", "in_blocks", "out_blocks")
     dx, dgains = ops.blocksparse_l2_normalize_grad(
-        dy=dy, x=x, gain=gains, sum_sqr=op.outputs[1], lut=lut, plan=plan,
+        dy=dy,
+        x=x,
+        gain=gains,
+        sum_sqr=op.outputs[1],
+        lut=lut,
+        plan=plan,
         **{key: op.get_attr(key) for key in sizes},
     )
     return dx, *dgains, None, None

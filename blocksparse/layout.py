@@ -1,7 +1,8 @@
-"""The plan of a block-sparse matrix: which blocks exist, their storage order, and the kernels' tables.
+"""The plan of a block-sparse matrix: its blocks, their storage order, and the kernels' tables.
 
-Only numpy here. A `SparsityLayout` never changes; two with the same content are equal. The form of the
-tables is described field for field in `src/kernels/common/lut.h`, which a test compares with this file.
+Only numpy here. A `SparsityLayout` never changes; two with the same content are equal. The form of
+the tables is described field for field in `src/kernels/common/lut.h`, which a test compares with
+this file.
 """
 
 import functools
@@ -11,7 +12,15 @@ import numpy as np
 BLOCK_SIZES = (8, 16, 32, 64, 128)
 
 PLAN_VERSION = 1
-PLAN_HEADER = ("version", "block_size", "in_blocks", "out_blocks", "num_blocks", "lut_size", "num_sections")
+PLAN_HEADER = (
+    "version",
+    "block_size",
+    "in_blocks",
+    "out_blocks",
+    "num_blocks",
+    "lut_size",
+    "num_sections",
+)
 # Sections of the lookup table, in the order of their numbers.
 SECTIONS = (
     "fprop_ptr",  # int64[out_blocks + 1]: first entry of each output block column
@@ -34,9 +43,9 @@ class SparsityLayout:
     Args:
       mask: bool, integer or float [in_blocks, out_blocks]; nonzero where a block is stored.
       block_size: B, one of 8, 16, 32, 64, 128.
-      z_order: True numbers the blocks along the Morton curve of (input block, output block), input in
-        the even bits, as weights made with OpenAI's blocksparse are by default. False numbers them by
-        (output block, input block).
+      z_order: True numbers the blocks along the Morton curve of (input block, output block), input
+        in the even bits, as weights made with OpenAI's blocksparse are by default. False numbers
+        them by (output block, input block).
     Attributes:
       mask: bool[in_blocks, out_blocks], read-only.
       coordinates: int32[num_blocks, 2], read-only; (input block, output block) in storage order.
@@ -47,11 +56,11 @@ class SparsityLayout:
       TypeError: mask is not numeric, or block_size not an integer.
       ValueError: mask has other than two dimensions, no nonzero element or a NaN; block_size is not
         supported.
+    Source: block order after openai/blocksparse `matmul.py`; the rest is ours.
     Example:
       >>> layout = SparsityLayout([[1, 0], [1, 1]], block_size=8)
       >>> layout.coordinates.tolist()
       [[0, 0], [1, 0], [1, 1]]
-    Source: block order after openai/blocksparse `matmul.py`; the rest is ours.
     """
 
     def __init__(self, mask, block_size=32, z_order=True):
@@ -77,7 +86,9 @@ class SparsityLayout:
     @functools.cached_property
     def coordinates(self):
         in_idx, out_idx = np.nonzero(self.mask)
-        rank = np.argsort(_morton(in_idx, out_idx)) if self.z_order else np.lexsort((in_idx, out_idx))
+        rank = (
+            np.argsort(_morton(in_idx, out_idx)) if self.z_order else np.lexsort((in_idx, out_idx))
+        )
         coordinates = np.stack([in_idx, out_idx], axis=1)[rank].astype(np.int32)
         return _read_only(coordinates)
 
@@ -104,7 +115,9 @@ class SparsityLayout:
         lengths = np.diff(ptr)
         num_items = -(-lengths // per_item)
         column = np.repeat(np.arange(self.out_blocks), num_items)
-        item_in_column = np.arange(num_items.sum()) - np.repeat(np.cumsum(num_items) - num_items, num_items)
+        item_in_column = np.arange(num_items.sum()) - np.repeat(
+            np.cumsum(num_items) - num_items, num_items
+        )
         first = ptr[column] + item_in_column * per_item
         return _pack(first, np.minimum(per_item, ptr[column + 1] - first))
 
@@ -129,10 +142,13 @@ class SparsityLayout:
         for number, size in enumerate(sizes):
             plan += [number, offsets[number], size]
         if max(plan) > np.iinfo(np.int32).max:
-            raise ValueError(f"SparsityLayout: the tables must have fewer than 2^31 entries. Received: {max(plan)}")
+            raise ValueError(
+                "SparsityLayout: the tables must have fewer than 2^31 entries. Received: "
+                f"{max(plan)}"
+            )
         return _read_only(np.array(plan, np.int32))
 
-    # ---- conversions -------------------------------------------------------------------------------
+    # ---- conversions ----
 
     def to_dense(self, w):
         """The [C, K] matrix of stored blocks: numpy, dtype of w; zero where nothing is stored.
@@ -142,8 +158,12 @@ class SparsityLayout:
         """
         w = np.asarray(w)
         if w.shape != self.w_shape:
-            raise ValueError(f"SparsityLayout.to_dense: w must have shape {self.w_shape}. Received: {w.shape}")
-        grid = np.zeros((self.in_blocks, self.out_blocks, self.block_size, self.block_size), w.dtype)
+            raise ValueError(
+                f"SparsityLayout.to_dense: w must have shape {self.w_shape}. Received: {w.shape}"
+            )
+        grid = np.zeros(
+            (self.in_blocks, self.out_blocks, self.block_size, self.block_size), w.dtype
+        )
         grid[tuple(self.coordinates.T)] = w
         return grid.transpose(0, 2, 1, 3).reshape(self.in_features, self.out_features)
 
@@ -168,8 +188,9 @@ class SparsityLayout:
         if lost.any() and not allow_loss:
             where = np.argwhere(lost)[0].tolist()
             raise ValueError(
-                "SparsityLayout.from_dense: the matrix must be zero outside the stored blocks (or pass "
-                f"allow_loss=True). Received: nonzero elements in {lost.sum()} other blocks, first {where}"
+                "SparsityLayout.from_dense: the matrix must be zero outside the stored blocks "
+                "(or pass allow_loss=True). Received: nonzero elements in "
+                f"{lost.sum()} other blocks, first {where}"
             )
         return grid[tuple(self.coordinates.T)].copy()
 
@@ -179,11 +200,14 @@ class SparsityLayout:
 
         w = np.asarray(w)
         if w.shape != self.w_shape:
-            raise ValueError(f"SparsityLayout.to_bsr: w must have shape {self.w_shape}. Received: {w.shape}")
+            raise ValueError(
+                f"SparsityLayout.to_bsr: w must have shape {self.w_shape}. Received: {w.shape}"
+            )
         order = np.lexsort((self.coordinates[:, 1], self.coordinates[:, 0]))
         indptr = np.concatenate([[0], np.cumsum(self.mask.sum(axis=1))])
         return scipy.sparse.bsr_matrix(
-            (w[order], self.coordinates[order, 1], indptr), shape=(self.in_features, self.out_features)
+            (w[order], self.coordinates[order, 1], indptr),
+            shape=(self.in_features, self.out_features),
         )
 
     @classmethod
@@ -200,12 +224,14 @@ class SparsityLayout:
         """
         if getattr(matrix, "format", None) != "bsr":
             raise TypeError(
-                f"SparsityLayout.from_bsr: a scipy.sparse BSR matrix is needed. Received: {type(matrix).__name__}"
+                "SparsityLayout.from_bsr: a scipy.sparse BSR matrix is needed. Received: "
+                f"{type(matrix).__name__}"
             )
         rows, cols = matrix.blocksize
         if rows != cols or rows not in BLOCK_SIZES:
             raise ValueError(
-                f"SparsityLayout.from_bsr: blocks must be square with sizes {BLOCK_SIZES}. Received: {rows}x{cols}"
+                f"SparsityLayout.from_bsr: blocks must be square with sizes {BLOCK_SIZES}. "
+                f"Received: {rows}x{cols}"
             )
         matrix = matrix.copy()
         matrix.sum_duplicates()
@@ -217,14 +243,16 @@ class SparsityLayout:
         position[in_idx, matrix.indices] = np.arange(len(matrix.data))
         return layout, matrix.data[position[tuple(layout.coordinates.T)]]
 
-    # ---- identity ----------------------------------------------------------------------------------
+    # ---- identity ----
 
     @functools.cached_property
     def _content(self):
         return (self.mask.shape, np.packbits(self.mask).tobytes(), self.block_size, self.z_order)
 
     def __eq__(self, other):
-        return isinstance(other, SparsityLayout) and (self is other or self._content == other._content)
+        return isinstance(other, SparsityLayout) and (
+            self is other or self._content == other._content
+        )
 
     def __hash__(self):
         return hash(self._content)
@@ -243,25 +271,32 @@ def _check_block_size(block_size):
     if isinstance(block_size, bool) or not isinstance(block_size, int | np.integer):
         raise TypeError(f"SparsityLayout: block_size must be an integer. Received: {block_size!r}")
     if block_size not in BLOCK_SIZES:
-        raise ValueError(f"SparsityLayout: block_size must be one of {BLOCK_SIZES}. Received: {block_size}")
+        raise ValueError(
+            f"SparsityLayout: block_size must be one of {BLOCK_SIZES}. Received: {block_size}"
+        )
     return int(block_size)
 
 
 def _check_mask(mask):
     mask = np.asarray(mask)
     if mask.dtype.kind not in "biuf":
-        raise TypeError(f"SparsityLayout: the mask must be bool, integer or float. Received: dtype {mask.dtype}")
+        raise TypeError(
+            f"SparsityLayout: the mask must be bool, integer or float. Received: dtype {mask.dtype}"
+        )
     if mask.ndim != 2:
         raise ValueError(
             "SparsityLayout: the mask must have two dimensions, input blocks and output blocks. "
             f"Received: shape {mask.shape}"
         )
     if mask.dtype.kind == "f" and np.isnan(mask).any():
-        raise ValueError(f"SparsityLayout: the mask must not hold NaN. Received: {np.isnan(mask).sum()} of them")
+        raise ValueError(
+            f"SparsityLayout: the mask must not hold NaN. Received: {np.isnan(mask).sum()} of them"
+        )
     mask = mask != 0
     if not mask.any():
         raise ValueError(
-            f"SparsityLayout: the mask must have at least one nonzero element. Received: none in shape {mask.shape}"
+            "SparsityLayout: the mask must have at least one nonzero element. Received: none in "
+            f"shape {mask.shape}"
         )
     return _read_only(mask)
 
@@ -272,7 +307,9 @@ def _read_only(array):
 
 
 def _pack(low, high):
-    """Pairs of int32 as int64, the first in the low word, which is where a little-endian struct has it."""
+    """Pairs of int32 as int64, the first in the low word, which is where a little-endian struct has
+    it.
+    """
     return np.asarray(high, np.int64) << 32 | np.asarray(low, np.int64)
 
 

@@ -21,8 +21,16 @@ from blocksparse.sparse_proj import SparseProj
 from blocksparse.testing import reference
 
 __all__ = [
-    "BlocksparseMatMul", "SparseProj", "block_reduced_full_dw", "dw_matmul_large_n",
-    "get_bsmm_dx_ops", "group_param_grads", "largest_block", "matmul", "matmul_dw", "matmul_dx",
+    "BlocksparseMatMul",
+    "SparseProj",
+    "block_reduced_full_dw",
+    "dw_matmul_large_n",
+    "get_bsmm_dx_ops",
+    "group_param_grads",
+    "largest_block",
+    "matmul",
+    "matmul_dw",
+    "matmul_dx",
     "reduced_full_dw",
 ]
 
@@ -49,15 +57,16 @@ class BlocksparseMatMul:
       sparsity: the share of blocks that are stored, rounded to three digits: a density, in spite of
         its name, which is the original's.
       axis, bsize, CB, KB, C, K, blocks, z_order, name: the original's names for feature_axis,
-        block_size, blocks and features of input (C) and output (K), and the number of stored blocks.
+        block_size, blocks and features of input (C) and output (K), and the number of stored
+        blocks.
     Raises:
       TypeError, ValueError: as `SparsityLayout`; feature_axis is neither 0 nor 1.
+    Source: openai/blocksparse `matmul.py`.
     Example:
       >>> bsmm = BlocksparseMatMul([[1, 0], [1, 1]], block_size=8)
       >>> w = tf.Variable(tf.ones(bsmm.w_shape))
       >>> bsmm(tf.ones([4, 16]), w).shape.as_list()
       [4, 16]
-    Source: openai/blocksparse `matmul.py`.
     """
 
     def __init__(self, layout, block_size=32, feature_axis=1, z_order=True, name=None):
@@ -71,13 +80,20 @@ class BlocksparseMatMul:
     def __call__(self, x, w, gate=None, gate_grad=False, dw_gated=False, name=None, dw_dtype=None):
         """y = x W; see `blocksparse.matmul.matmul` for arguments, result and errors."""
         return matmul(
-            x, w, self.sparsity_layout, feature_axis=self.axis, gate=gate, gate_grad=gate_grad,
-            dw_gated=dw_gated, dw_dtype=dw_dtype, name=name or self.name,
+            x,
+            w,
+            self.sparsity_layout,
+            feature_axis=self.axis,
+            gate=gate,
+            gate_grad=gate_grad,
+            dw_gated=dw_gated,
+            dw_dtype=dw_dtype,
+            name=name or self.name,
         )
 
     matmul = __call__
 
-    # ---- sizes -------------------------------------------------------------------------------------
+    # ---- sizes ----
 
     layout = property(lambda self: self.sparsity_layout.mask)
     bsize = property(lambda self: self.sparsity_layout.block_size)
@@ -104,11 +120,12 @@ class BlocksparseMatMul:
         """(input block, output block) of a stored block."""
         if not 0 <= block < self.blocks:
             raise IndexError(
-                f"BlocksparseMatMul.block_coord: block must be 0 to {self.blocks - 1}. Received: {block}"
+                f"BlocksparseMatMul.block_coord: block must be 0 to {self.blocks - 1}. Received: "
+                f"{block}"
             )
         return tuple(self.sparsity_layout.coordinates[block].tolist())
 
-    # ---- weights -----------------------------------------------------------------------------------
+    # ---- weights ----
 
     def identity_init(self, scale=1.0):
         """An initialiser: `scale` times the identity. With layer norm it is all that is needed."""
@@ -123,21 +140,21 @@ class BlocksparseMatMul:
         return CheckerInit(self.sparsity_layout)
 
     def l2_normalize(self, w, gain=None, epsilon=1e-12, dtype="float32"):
-        """Weights whose output features all have the same length; see `blocksparse.l2_normalize`."""
+        """Weights whose output features have the same length; see `blocksparse.l2_normalize`."""
         return l2_normalize(w, self.sparsity_layout, gain=gain, epsilon=epsilon, dtype=dtype)
 
     def prune(self, param, gate):
         """The weights that remain when the blocks with gate 0 are dropped, and a gate for them.
 
-        Works on anything shaped like w: weights, or an optimizer's slots. `pruned(gate)` is the product
-        over the remaining blocks; this object stays as it is.
+        Works on anything shaped like w: weights, or an optimizer's slots. `pruned(gate)` is the
+        product over the remaining blocks; this object stays as it is.
 
         Args:
           param: numpy array or eager tensor [num_blocks, ...].
           gate: the same [num_blocks].
         Returns:
-          (param, gate): numpy arrays of the remaining blocks in their storage order; the new gate is
-          all ones.
+          (param, gate): numpy arrays of the remaining blocks in their storage order; the new gate
+          is all ones.
         Raises:
           ValueError: a shape does not fit, or no block would remain.
         """
@@ -161,12 +178,13 @@ class BlocksparseMatMul:
         gate = np.asarray(gate)
         if gate.shape != self.g_shape or not np.any(gate != 0):
             raise ValueError(
-                f"BlocksparseMatMul.prune: gate must have shape {self.g_shape} and a nonzero element. "
+                f"BlocksparseMatMul.prune: gate must have shape {self.g_shape} and a nonzero "
+                "element. "
                 f"Received: shape {gate.shape}, {np.count_nonzero(gate)} nonzero"
             )
         return gate
 
-    # ---- references in float64, for tests ----------------------------------------------------------
+    # ---- references in float64, for tests ----
 
     def fprop_test(self, x, w, gate=None):
         """y in float64 numpy, from the dense matrix."""
@@ -178,7 +196,9 @@ class BlocksparseMatMul:
 
     def updat_test(self, x, dy, gate=None, dw_gated=False):
         """dw in float64 numpy, from the dense matrix."""
-        return reference.matmul_dw(x, dy, self.sparsity_layout, self.axis, gate if dw_gated else None)
+        return reference.matmul_dw(
+            x, dy, self.sparsity_layout, self.axis, gate if dw_gated else None
+        )
 
     def l2_normalize_test(self, w, epsilon=1e-12):
         """`l2_normalize` in float64 numpy."""
@@ -188,7 +208,7 @@ class BlocksparseMatMul:
         """The gradient of `l2_normalize` with respect to w in float64 numpy."""
         return reference.l2_normalize_grad(w, dy, self.sparsity_layout, epsilon=epsilon)[0]
 
-    # ---- identity ----------------------------------------------------------------------------------
+    # ---- identity ----
 
     def __getstate__(self):
         return self.sparsity_layout, self.axis, self.name
@@ -209,7 +229,8 @@ class BlocksparseMatMul:
 
 
 def largest_block(dim):
-    """The largest of the block sizes 32, 16 and 8 that divides dim, and how many such blocks it has.
+    """The largest of the block sizes 32, 16 and 8 that divides dim, and how many such blocks it
+    has.
 
     Raises:
       ValueError: dim is not a multiple of 8.
@@ -217,4 +238,6 @@ def largest_block(dim):
     for size in (32, 16, 8):
         if dim > 0 and dim % size == 0:
             return size, dim // size
-    raise ValueError(f"largest_block: the dimension must be a positive multiple of 8. Received: {dim}")
+    raise ValueError(
+        f"largest_block: the dimension must be a positive multiple of 8. Received: {dim}"
+    )

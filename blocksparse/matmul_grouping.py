@@ -1,10 +1,12 @@
 """Weight gradients of shared weights, found in a graph and computed together.
 
-A weight used at T time steps has T products `x_t^T dy_t` in its gradient, each of which writes all of w.
-The functions here find them behind a gradient tensor, in a TF1 graph or inside `tf.function`, and return
-new tensors; the graph's existing ops are not changed, and those no longer needed are never run.
+A weight used at T time steps has T products `x_t^T dy_t` in its gradient, each of which writes all
+of w. The functions here find them behind a gradient tensor, in a TF1 graph or inside `tf.function`,
+and return new tensors; the graph's existing ops are not changed, and those no longer needed are
+never run.
 
-Eager code has no graph to search: keep the pairs and call `matmul_ops.matmul_dw` or `reduced_full_dw`.
+Eager code has no graph to search: keep the pairs and call `matmul_ops.matmul_dw` or
+`reduced_full_dw`.
 """
 
 import tensorflow as tf
@@ -25,9 +27,9 @@ def group_param_grads(param_grad, group_size=8):
         `tf.function` returns it.
       group_size: pairs in one product, at most 128.
     Returns:
-      The same gradient, summed in float32 within each group, or `param_grad` itself if it holds fewer
-      than two products. Gated products are grouped by gate; with gate_grad the gate's own gradient
-      keeps its separate products.
+      The same gradient, summed in float32 within each group, or `param_grad` itself if it holds
+      fewer than two products. Gated products are grouped by gate; with gate_grad the gate's own
+      gradient keeps its separate products.
     Raises:
       TypeError: param_grad is eager.
       ValueError: group_size is out of range.
@@ -52,9 +54,14 @@ def get_bsmm_dx_ops(param_grad):
     for product in _find_products("get_bsmm_dx_ops", param_grad):
         _, dys, _, lut, _ = _inputs(product)
         for dy in dys:
-            found += [op for op in dy.consumers()
-                      if op.type == "BlocksparseMatmulDX" and op.inputs[-2] is lut
-                      and op.inputs[0] is dy and op not in found]
+            found += [
+                op
+                for op in dy.consumers()
+                if op.type == "BlocksparseMatmulDX"
+                and op.inputs[-2] is lut
+                and op.inputs[0] is dy
+                and op not in found
+            ]
     return found
 
 
@@ -88,9 +95,9 @@ def block_reduced_full_dw(param_grad, scale=1.0, norm="max", group_size=8):
 def reduced_full_dw(x, dy, block_size, feature_axis=1, scale=1.0, norm="max"):
     """The score of `block_reduced_full_dw` from the pairs themselves, in eager mode too.
 
-    score[cb, kb] = scale sum_pairs sum_n |x[n, cb]| |dy[n, kb]|, where |.| reduces the features of a
-    block to their largest magnitude (norm="max") or Euclidean length ("l2"). Infinities and NaNs count
-    as 0.
+    score[cb, kb] = scale sum_pairs sum_n |x[n, cb]| |dy[n, kb]|, where |.| reduces the features of
+    a block to their largest magnitude (norm="max") or Euclidean length ("l2"). Infinities and NaNs
+    count as 0.
 
     Args:
       x, dy: a tensor or a list of tensors each, [..., features] or [features, ...].
@@ -127,7 +134,9 @@ def reduced_full_dw(x, dy, block_size, feature_axis=1, scale=1.0, norm="max"):
         return tf.sqrt(tf.reduce_sum(tf.square(blocks), axis=axis))
 
     transpose = {"transpose_a": feature_axis == 1, "transpose_b": feature_axis == 0}
-    scores = [tf.matmul(reduced(x), reduced(dy), **transpose) for x, dy in zip(xs, dys, strict=True)]
+    scores = [
+        tf.matmul(reduced(x), reduced(dy), **transpose) for x, dy in zip(xs, dys, strict=True)
+    ]
     return scale * tf.add_n(scores)
 
 
@@ -138,15 +147,19 @@ def dw_matmul_large_n(x, dy):
       x: float32|float16|bfloat16[..., C].
       dy: the same dtype [..., K].
     Returns:
-      float32[C, K]. (TensorFlow's own product: it is as fast, and exact for 16-bit inputs in float32.)
+      float32[C, K]. (TensorFlow's own product: it is as fast, and exact for 16-bit inputs in
+      float32.)
     Source: openai/blocksparse `dw_matmul_large_n`.
     """
-    x, dy = (tf.cast(tf.reshape(t, [-1, t.shape[-1]]), tf.float32)
-             for t in (tf.convert_to_tensor(x), tf.convert_to_tensor(dy)))
+    x, dy = (
+        tf.cast(tf.reshape(t, [-1, t.shape[-1]]), tf.float32)
+        for t in (tf.convert_to_tensor(x), tf.convert_to_tensor(dy))
+    )
     return tf.matmul(x, dy, transpose_a=True)
 
 
-# ---- searching and rebuilding ------------------------------------------------------------------------
+# ---- searching and rebuilding ----
+
 
 def _inputs(product):
     """(xs, dys, gates, lut, plan) of a BlocksparseMatmulDW op."""
@@ -179,7 +192,10 @@ def _rebuild(tensor, group_size):
     if op.type in _LINEAR:
         inputs = [_rebuild(op.inputs[0], group_size), *op.inputs[1:]]
         copy = op.graph.create_op(
-            op.type, inputs, [output.dtype for output in op.outputs], attrs=_attrs(op),
+            op.type,
+            inputs,
+            [output.dtype for output in op.outputs],
+            attrs=_attrs(op),
             name=f"{op.name}/grouped",
         )
         return copy.outputs[tensor.value_index]
@@ -199,7 +215,7 @@ def _terms(tensor):
 
 
 def _group(products, group_size):
-    """Sums the products, those of one gate and layout together, in float32 until the last addition."""
+    """Sums the products, those of one gate and layout together, as few terms."""
     alike = {}
     for product in products:
         xs, dys, gates, lut, plan = _inputs(product)
@@ -210,10 +226,17 @@ def _group(products, group_size):
         _, _, gates, lut, plan = _inputs(product)
         for first in range(0, len(pairs), group_size):
             xs, dys = zip(*pairs[first : first + group_size], strict=True)
-            sums.append(sum_products(
-                list(xs), list(dys), gates, lut, plan, product.get_attr("dw_dtype"),
-                op_attrs(product),
-            ))
+            sums.append(
+                sum_products(
+                    list(xs),
+                    list(dys),
+                    gates,
+                    lut,
+                    plan,
+                    product.get_attr("dw_dtype"),
+                    op_attrs(product),
+                )
+            )
     return sums
 
 
@@ -222,6 +245,10 @@ def _attrs(op):
 
 
 __all__ = [
-    "block_reduced_full_dw", "dw_matmul_large_n", "get_bsmm_dx_ops", "group_param_grads", "matmul_dw",
+    "block_reduced_full_dw",
+    "dw_matmul_large_n",
+    "get_bsmm_dx_ops",
+    "group_param_grads",
+    "matmul_dw",
     "reduced_full_dw",
 ]

@@ -18,7 +18,8 @@ class _LayoutInitializer:
         shape = tuple(tf.TensorShape(shape).as_list())
         if shape != self.shape:
             raise ValueError(
-                f"{type(self).__name__}: the variable must have shape {self.shape}. Received: {shape}"
+                f"{type(self).__name__}: the variable must have shape {self.shape}. Received: "
+                f"{shape}"
             )
         return self.values(tf.as_dtype(dtype))
 
@@ -50,8 +51,8 @@ class IdentityInit(_LayoutInitializer):
 class OrthoInit(_LayoutInitializer):
     """Orthonormal weights: W^T W = I among the output features of each block column.
 
-    A layout with every block stored gets one orthogonal [C, K] matrix (orthonormal columns if C >= K,
-    else orthonormal rows).
+    A layout with every block stored gets one orthogonal [C, K] matrix (orthonormal columns if C >=
+    K, else orthonormal rows).
 
     Args:
       seed: of `numpy.random.default_rng`; None draws anew.

@@ -1,8 +1,8 @@
 """Block-sparse matrix products as functions of tensors, and their gradients.
 
-    matmul     y[n, k]     = sum_c W[c, k] x[n, c]           W: `w` at the blocks of `layout`, zero elsewhere
+    matmul     y[n, k]     = sum_c W[c, k] x[n, c]      W: `w` at its blocks, else zero
     matmul_dx  dx[n, c]    = sum_k W[c, k] dy[n, k]
-    matmul_dw  dw[b, i, j] = sum_n x[n, c B + i] dy[n, k B + j]      (c, k) = layout.coordinates[b]
+    matmul_dw  dw[b, i, j] = sum_n x[n, c B + i] dy[n, k B + j]    (c, k) = layout.coordinates[b]
 
 Every function is differentiable any number of times: each product's gradients are the other two.
 """
@@ -17,8 +17,18 @@ from blocksparse._tables import layout_tensors
 MAX_PAIRS = 128
 
 
-def matmul(x, w, layout, *, feature_axis=1, gate=None, gate_grad=False, dw_gated=False,
-           dw_dtype=None, name=None):
+def matmul(
+    x,
+    w,
+    layout,
+    *,
+    feature_axis=1,
+    gate=None,
+    gate_grad=False,
+    dw_gated=False,
+    dw_dtype=None,
+    name=None,
+):
     """Multiplies `x` by block-sparse weights.
 
     y[n, k] = sum_c g W[c, k] x[n, c], where W is `w` placed at the blocks of `layout` and zero
@@ -38,18 +48,19 @@ def matmul(x, w, layout, *, feature_axis=1, gate=None, gate_grad=False, dw_gated
       dw_dtype: dtype of the gradient of w, by default that of x; float32 keeps the sums' precision.
       name: optional name of the op.
     Returns:
-      y: dtype of x, [..., K] or [K, ...], K = layout.out_features. Summed in float32, each element in
-      a fixed order. float32 on a GPU follows
+      y: dtype of x, [..., K] or [K, ...], K = layout.out_features. Summed in float32, each element
+      in a fixed order. float32 on a GPU follows
       `tf.config.experimental.enable_tensor_float_32_execution`.
     Raises:
       TypeError: a dtype is not supported or does not match.
       ValueError: a shape does not fit the layout, or feature_axis is neither 0 nor 1.
-      tf.errors.InvalidArgumentError: the same, found when the graph runs, for shapes unknown before.
+      tf.errors.InvalidArgumentError: the same, found when the graph runs, for shapes unknown
+      before.
+    Source: semantics of openai/blocksparse `BlocksparseMatMul.matmul`.
     Example:
       >>> layout = SparsityLayout([[1, 0], [1, 1]], block_size=8)
       >>> matmul(tf.ones([4, 16]), tf.ones(layout.w_shape), layout)[0].numpy().tolist()
       [16.0, 16.0, 16.0, 16.0, 16.0, 16.0, 16.0, 16.0, 8.0, 8.0, 8.0, 8.0, 8.0, 8.0, 8.0, 8.0]
-    Source: semantics of openai/blocksparse `BlocksparseMatMul.matmul`.
     """
     who = name or "BlocksparseMatmul"
     x, w, attrs = _check_product(who, "x", x, w, layout, layout.in_blocks, feature_axis)
@@ -61,8 +72,16 @@ def matmul(x, w, layout, *, feature_axis=1, gate=None, gate_grad=False, dw_gated
         raise ValueError(f"{who}: gate_grad needs a gate. Received: gate=None")
     lut, plan = layout_tensors(layout, x)
     return ops.blocksparse_matmul(
-        x=x, w=w, gate=gates, lut=lut, plan=plan, dw_dtype=dw_dtype,
-        gate_grad=gate_grad, dw_gated=dw_gated, name=name, **attrs,
+        x=x,
+        w=w,
+        gate=gates,
+        lut=lut,
+        plan=plan,
+        dw_dtype=dw_dtype,
+        gate_grad=gate_grad,
+        dw_gated=dw_gated,
+        name=name,
+        **attrs,
     )
 
 
@@ -82,8 +101,14 @@ def matmul_dx(dy, w, layout, *, feature_axis=1, gate=None, name=None):
     dy, w, attrs = _check_product(who, "dy", dy, w, layout, layout.out_blocks, feature_axis)
     lut, plan = layout_tensors(layout, dy)
     return ops.blocksparse_matmul_dx(
-        dy=dy, w=w, gate=_check_gate(who, gate, layout), lut=lut, plan=plan, dw_dtype=dy.dtype,
-        name=name, **attrs,
+        dy=dy,
+        w=w,
+        gate=_check_gate(who, gate, layout),
+        lut=lut,
+        plan=plan,
+        dw_dtype=dy.dtype,
+        name=name,
+        **attrs,
     )
 
 
@@ -103,14 +128,14 @@ def matmul_dw(x, dy, layout, *, feature_axis=1, gate=None, dw_dtype=None, name=N
     Returns:
       dw: dw_dtype[num_blocks, B, B].
     Raises:
-      TypeError, ValueError, tf.errors.InvalidArgumentError: as `matmul`; ValueError also if the lists
-      are empty or differ in length.
+      TypeError, ValueError, tf.errors.InvalidArgumentError: as `matmul`; ValueError also if the
+      lists are empty or differ in length.
+    Source: openai/blocksparse `BlocksparseMatmulDW` and `group_param_grads`.
     Example:
       >>> layout = SparsityLayout([[1]], block_size=8)
       >>> steps = [tf.ones([4, 8])] * 3
       >>> float(matmul_dw(steps, steps, layout)[0, 0, 0])
       12.0
-    Source: openai/blocksparse `BlocksparseMatmulDW` and `group_param_grads`.
     """
     who = name or "BlocksparseMatmulDW"
     _checks.check_feature_axis(who, feature_axis)
@@ -135,10 +160,17 @@ def matmul_dw(x, dy, layout, *, feature_axis=1, gate=None, dw_dtype=None, name=N
 
 def sum_products(xs, dys, gates, lut, plan, dw_dtype, attrs, name=None):
     """`matmul_dw` on checked tensors; over MAX_PAIRS pairs in several ops, added in float32."""
+
     def product(first, dtype):
         pairs = slice(first, first + MAX_PAIRS)
         return ops.blocksparse_matmul_dw(
-            x=xs[pairs], dy=dys[pairs], gate=gates, lut=lut, plan=plan, dw_dtype=dtype, name=name,
+            x=xs[pairs],
+            dy=dys[pairs],
+            gate=gates,
+            lut=lut,
+            plan=plan,
+            dw_dtype=dtype,
+            name=name,
             **attrs,
         )
 
@@ -148,7 +180,7 @@ def sum_products(xs, dys, gates, lut, plan, dw_dtype, attrs, name=None):
     return tf.cast(tf.add_n(parts), dw_dtype)
 
 
-# ---- gradients ---------------------------------------------------------------------------------------
+# ---- gradients ----
 
 LAYOUT_ATTRS = ("feature_axis", "block_size", "in_blocks", "out_blocks")
 
@@ -168,8 +200,13 @@ def _gradients(op, product_of_input, x, dy, w, gates):
     d_input = None
     if 0 not in skipped:
         d_input = product_of_input(
-            gate=gates, lut=lut, plan=plan, dw_dtype=dw_dtype, gate_grad=gate_grad,
-            dw_gated=dw_gated, **attrs,
+            gate=gates,
+            lut=lut,
+            plan=plan,
+            dw_dtype=dw_dtype,
+            gate_grad=gate_grad,
+            dw_gated=dw_gated,
+            **attrs,
         )
     if 1 in skipped and (not gate_grad or 2 in skipped):
         return d_input, None, *[None] * len(gates), None, None
@@ -208,7 +245,9 @@ def _matmul_dw_gradients(op, grad):
     return [
         *[ops.blocksparse_matmul_dx(dy=dy, **kwargs) for dy in dys],
         *[ops.blocksparse_matmul(x=x, **kwargs) for x in xs],
-        *[None] * len(gates), None, None,
+        *[None] * len(gates),
+        None,
+        None,
     ]
 
 
@@ -224,7 +263,8 @@ def _matmul_dg_gradients(op, grad_dw, grad_dg):
     )
 
 
-# ---- checks ------------------------------------------------------------------------------------------
+# ---- checks ----
+
 
 def _as_list(tensors):
     tensors = tensors if isinstance(tensors, list | tuple) else [tensors]
@@ -233,8 +273,10 @@ def _as_list(tensors):
 
 def _layout_attrs(layout, feature_axis):
     return {
-        "feature_axis": feature_axis, "block_size": layout.block_size,
-        "in_blocks": layout.in_blocks, "out_blocks": layout.out_blocks,
+        "feature_axis": feature_axis,
+        "block_size": layout.block_size,
+        "in_blocks": layout.in_blocks,
+        "out_blocks": layout.out_blocks,
     }
 
 

@@ -6,8 +6,8 @@ scatter_add   z = x;  z[lut[j]] += y[j]
 scatter_mul   z = x;  z[lut[j]] *= y[j]
 
 Each feature is chosen at most once, so that both directions, and so every gradient, are gathers: no
-additions, no atomics. TensorFlow's gather runs at memory speed; a kernel of our own would gain nothing
-for gather and scatter, and save one pass over x for the other two.
+additions, no atomics. TensorFlow's gather runs at memory speed; a kernel of our own would gain
+nothing for gather and scatter, and save one pass over x for the other two.
 """
 
 import numpy as np
@@ -36,8 +36,17 @@ class SparseProj:
     Source: openai/blocksparse `SparseProj`.
     """
 
-    def __init__(self, nhidden, nproj=None, proj_stride=None, block_size=32, gather_lut=None,
-                 name=None, seed=None, feature_axis=0):
+    def __init__(
+        self,
+        nhidden,
+        nproj=None,
+        proj_stride=None,
+        block_size=32,
+        gather_lut=None,
+        name=None,
+        seed=None,
+        feature_axis=0,
+    ):
         if gather_lut is not None:
             gather_lut = _check_lut(gather_lut, nhidden)
             if nproj not in (None, len(gather_lut)) or proj_stride is not None:
@@ -84,12 +93,12 @@ class SparseProj:
         return self._checked("x", x, self.nhidden) + self.scatter(y)
 
     def scatter_mul(self, x, y):
-        """x[nhidden, ...] multiplied by y[nproj, ...] at the chosen features. Neither is changed."""
+        """x[nhidden, ...] times y[nproj, ...] at the chosen features. Neither is changed."""
         x = self._checked("x", x, self.nhidden)
         y = self._checked("y", y, self.nproj)
         return x * tf.where(self._is_chosen(x), self._scatter(y), tf.ones([], x.dtype))
 
-    # ---- one gather in each direction, each the other's gradient ------------------------------------
+    # ---- one gather in each direction, each the other's gradient ----
 
     def _axis(self, x):
         return 0 if self.feature_axis == 0 else x.shape.rank - 1
@@ -136,8 +145,12 @@ class SparseProj:
 def _check_lut(gather_lut, nhidden):
     lut = np.asarray(gather_lut)
     is_selection = (
-        lut.ndim == 1 and lut.size > 0 and lut.dtype.kind in "iu"
-        and lut.min() >= 0 and lut.max() < nhidden and len(np.unique(lut)) == len(lut)
+        lut.ndim == 1
+        and lut.size > 0
+        and lut.dtype.kind in "iu"
+        and lut.min() >= 0
+        and lut.max() < nhidden
+        and len(np.unique(lut)) == len(lut)
     )
     if not is_selection:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The announcement's example on TensorFlow 2: a block-sparse product in eager mode, and its gradients."""
+"""The announcement's example on TensorFlow 2: a block-sparse product and its gradients."""
 
 import numpy as np
 import tensorflow as tf

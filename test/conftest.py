@@ -67,5 +67,5 @@ MODES = {"eager": eager, "function": in_function, "tf1": in_tf1_graph}
 
 @pytest.fixture(params=MODES)
 def run(request):
-    """Calls run(function, *arrays) in each execution mode; the function takes and returns tensors."""
+    """Calls run(function, *arrays) in each execution mode, with a function of tensors."""
     return MODES[request.param]

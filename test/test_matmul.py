@@ -21,7 +21,10 @@ def cases(masks=tuple(MASKS), batches=(1, 7, 64, 65, 129), block_sizes=BLOCK_SIZ
     """dtype x block size x axis x layout x N, with ids like float16-B32-axis0-corners-N65."""
     return [
         pytest.param(dtype, size, axis, mask, n, id=f"{dtype}-B{size}-axis{axis}-{mask}-N{n}")
-        for dtype in dtypes for size in block_sizes for axis in (0, 1) for mask in masks
+        for dtype in dtypes
+        for size in block_sizes
+        for axis in (0, 1)
+        for mask in masks
         for n in batches
     ]
 
@@ -32,6 +35,7 @@ def activation(features, n, axis):
 
 def products(layout, axis, **kwargs):
     """A function of (x, w, dy) that returns y, dx and dw."""
+
     def function(x, w, dy):
         y = matmul(x, w, layout, feature_axis=axis, **kwargs)
         return y, *tf.gradients(y, [x, w], dy)
@@ -49,7 +53,9 @@ def products(layout, axis, **kwargs):
 def test_products_are_exact_on_integers(device, rng, dtype, size, axis, mask, n):
     layout = SparsityLayout(MASKS[mask], size)
     x, w, dy = exact_inputs(rng, layout, axis, n, dtype)
-    y, dx, dw = [t.numpy() for t in products(layout, axis)(*(tf.cast(a, dtype) for a in (x, w, dy)))]
+    y, dx, dw = [
+        t.numpy() for t in products(layout, axis)(*(tf.cast(a, dtype) for a in (x, w, dy)))
+    ]
     assert y.dtype == dx.dtype == dw.dtype == as_dtype(x, dtype).dtype
     tolerance.check_equal(y, reference.matmul(x, w, layout, axis))
     tolerance.check_equal(dx, reference.matmul_dx(dy, w, layout, axis))
@@ -58,9 +64,13 @@ def test_products_are_exact_on_integers(device, rng, dtype, size, axis, mask, n)
 
 def exact_inputs(rng, layout, axis, n, dtype):
     depth = max(layout.mask.sum(axis=0).max(), layout.mask.sum(axis=1).max()) * layout.block_size
-    x = tolerance.random_integers(rng, activation(layout.in_features, n, axis), max(depth, n), dtype)
+    x = tolerance.random_integers(
+        rng, activation(layout.in_features, n, axis), max(depth, n), dtype
+    )
     w = tolerance.random_integers(rng, layout.w_shape, depth, dtype)
-    dy = tolerance.random_integers(rng, activation(layout.out_features, n, axis), max(depth, n), dtype)
+    dy = tolerance.random_integers(
+        rng, activation(layout.out_features, n, axis), max(depth, n), dtype
+    )
     return x, w, dy
 
 
@@ -71,8 +81,11 @@ def test_products_round_within_bound(device, rng, dtype, size, axis, mask, n, tf
         pytest.skip("TF32 is a matter of float32 on a GPU")
     tf.config.experimental.enable_tensor_float_32_execution(tf32)
     layout = SparsityLayout(MASKS[mask], size)
-    shapes = (activation(layout.in_features, n, axis), layout.w_shape,
-              activation(layout.out_features, n, axis))
+    shapes = (
+        activation(layout.in_features, n, axis),
+        layout.w_shape,
+        activation(layout.out_features, n, axis),
+    )
     x, w, dy = (as_dtype(rng.standard_normal(shape), dtype) for shape in shapes)
     y, dx, dw = [t.numpy() for t in products(layout, axis)(*map(tf.constant, (x, w, dy)))]
     rounded = "tf32" if tf32 else None
@@ -87,8 +100,7 @@ def test_products_round_within_bound(device, rng, dtype, size, axis, mask, n, tf
 
 
 @pytest.mark.parametrize(
-    "dtype, size, axis, mask, n",
-    cases(masks=["empty_lines"], batches=(33,), block_sizes=(8, 32)),
+    "dtype, size, axis, mask, n", cases(masks=["empty_lines"], batches=(33,), block_sizes=(8, 32))
 )
 def test_execution_modes_agree(device, run, rng, dtype, size, axis, mask, n):
     layout = SparsityLayout(MASKS[mask], size)
@@ -137,8 +149,10 @@ def test_static_shapes_are_inferred():
 def test_dw_dtype_float32_keeps_the_sums(device, run, rng, dtype):
     layout = SparsityLayout(MASKS["random"], 16)
     n = 700
-    x, dy = (as_dtype(rng.standard_normal((n, f)), dtype)
-             for f in (layout.in_features, layout.out_features))
+    x, dy = (
+        as_dtype(rng.standard_normal((n, f)), dtype)
+        for f in (layout.in_features, layout.out_features)
+    )
     w = as_dtype(np.ones(layout.w_shape), dtype)
     *_, dw = run(products(layout, 1, dw_dtype="float32"), x, w, dy)
     assert dw.dtype == np.float32
@@ -162,16 +176,20 @@ def test_dw_sums_pairs_of_different_minibatches(device, rng, axis, num_pairs):
 def test_dw_sums_a_long_minibatch(device, rng):
     """Long enough that the GPU splits it and adds partial sums."""
     layout = SparsityLayout(MASKS["diagonal"], 32)
-    x, dy = (rng.integers(-2, 3, (20011, f)).astype(np.float32)
-             for f in (layout.in_features, layout.out_features))
+    x, dy = (
+        rng.integers(-2, 3, (20011, f)).astype(np.float32)
+        for f in (layout.in_features, layout.out_features)
+    )
     tolerance.check_equal(matmul_dw(x, dy, layout).numpy(), reference.matmul_dw(x, dy, layout))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_results_repeat_bit_for_bit(device, rng, dtype):
     layout = SparsityLayout(layouts.power_law(rng, 20, 20), 32)
-    x, w, dy = (tf.cast(rng.standard_normal(shape), dtype) for shape in
-                ((3000, layout.in_features), layout.w_shape, (3000, layout.out_features)))
+    x, w, dy = (
+        tf.cast(rng.standard_normal(shape), dtype)
+        for shape in ((3000, layout.in_features), layout.w_shape, (3000, layout.out_features))
+    )
     first = products(layout, 1)(x, w, dy)
     for _ in range(3):
         for a, b in zip(first, products(layout, 1)(x, w, dy), strict=True):
@@ -211,12 +229,19 @@ def test_layouts_change_without_retracing(device, rng):
     traces = []
     grid = {"block_size": 8, "in_blocks": 5, "out_blocks": 4, "feature_axis": 1}
 
-    @tf.function(input_signature=[
-        tf.TensorSpec([None, 40]), tf.TensorSpec([None, 8, 8]), tf.TensorSpec([None], tf.int64),
-        tf.TensorSpec([None], tf.int32)])
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec([None, 40]),
+            tf.TensorSpec([None, 8, 8]),
+            tf.TensorSpec([None], tf.int64),
+            tf.TensorSpec([None], tf.int32),
+        ]
+    )
     def step(x, w, lut, plan):
         traces.append(1)
-        return ops.blocksparse_matmul(x=x, w=w, gate=[], lut=lut, plan=plan, dw_dtype=tf.float32, **grid)
+        return ops.blocksparse_matmul(
+            x=x, w=w, gate=[], lut=lut, plan=plan, dw_dtype=tf.float32, **grid
+        )
 
     for density in (0.1, 0.5, 0.9):
         layout = SparsityLayout(layouts.random(rng, 5, 4, density), 8)

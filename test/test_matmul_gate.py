@@ -4,19 +4,23 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from blocksparse import BlocksparseMatMul, SparsityLayout
+from blocksparse import BlocksparseMatMul
 from blocksparse.testing import layouts, reference, tolerance
 
 CASES = [
     pytest.param(dtype, size, axis, id=f"{dtype}-B{size}-axis{axis}")
-    for dtype in ("float32", "float16", "bfloat16") for size in (8, 16, 32, 64, 128) for axis in (0, 1)
+    for dtype in ("float32", "float16", "bfloat16")
+    for size in (8, 16, 32, 64, 128)
+    for axis in (0, 1)
 ]
 
 
 def setup(rng, dtype, size, axis, n=37):
     bsmm = BlocksparseMatMul(layouts.standard()["random"], size, axis)
-    x, dy = (rng.choice([-1, 0, 0, 0, 1], shape).astype(np.float32)
-             for shape in (bsmm.i_shape(n), bsmm.o_shape(n)))
+    x, dy = (
+        rng.choice([-1, 0, 0, 0, 1], shape).astype(np.float32)
+        for shape in (bsmm.i_shape(n), bsmm.o_shape(n))
+    )
     w = rng.choice([-1, 1], bsmm.w_shape).astype(np.float32)
     gate = rng.choice([0.0, 0.5, 1.0, 2.0], bsmm.g_shape).astype(np.float32)
     return bsmm, tf.cast(x, dtype), tf.cast(w, dtype), tf.cast(dy, dtype), tf.constant(gate)

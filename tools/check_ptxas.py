@@ -1,8 +1,9 @@
-"""Reads what ptxas reports of a .cu file: fails on spilled registers and serialised wgmma, or sums up.
+"""Reads what ptxas reports: fails on spilled registers and serialised wgmma, or sums up.
 
-    check_ptxas.py FILE.log             one file; exit status 1 if a kernel spills or ptxas serialised wgmma
-    check_ptxas.py --summary -          a line for each kernel family and architecture, from all logs on stdin
+check_ptxas.py FILE.log       one .cu file; exit status 1 after a spill or a warning
+check_ptxas.py --summary -    a line for each kernel and architecture, from all logs on stdin
 """
+
 import re
 import sys
 from collections import defaultdict
@@ -28,11 +29,11 @@ def kernels(text):
 
 
 def family_of(mangled):
-    """The kernel's name without namespaces and template arguments: a mangled name counts letters."""
+    """The kernel's name without namespaces and arguments: a mangled name counts letters."""
     for digits in re.finditer(r"\d+", mangled):
         for start in range(digits.start(), digits.end()):
-            length = int(mangled[start:digits.end()])
-            name = mangled[digits.end():digits.end() + length]
+            length = int(mangled[start : digits.end()])
+            name = mangled[digits.end() : digits.end() + length]
             if len(name) == length and re.fullmatch(r"[A-Z]\w*Kernel", name):
                 return name
     return mangled
@@ -41,8 +42,11 @@ def family_of(mangled):
 def check(path):
     with open(path) as file:
         text = file.read()
-    problems = [f"{name} ({arch}): {spilled} bytes of registers spilled"
-                for name, arch, _, spilled in kernels(text) if spilled]
+    problems = [
+        f"{name} ({arch}): {spilled} bytes of registers spilled"
+        for name, arch, _, spilled in kernels(text)
+        if spilled
+    ]
     problems += [line for line in text.splitlines() if "C75" in line and "serializ" in line]
     problems += [line for line in text.splitlines() if "warning" in line]
     for problem in problems:
@@ -55,8 +59,11 @@ def summarise(text):
     for name, arch, registers, _ in kernels(text):
         families[family_of(name), arch].append(registers)
     for (family, arch), registers in sorted(families.items()):
-        print(f"{family:24} {arch:8} {len(registers):3} kernels, {min(registers):3} to {max(registers):3} registers, "
-              "0 bytes spilled")
+        print(
+            f"{family:24} {arch:8} {len(registers):3} kernels, {min(registers):3} to "
+            f"{max(registers):3} registers, "
+            "0 bytes spilled"
+        )
 
 
 if __name__ == "__main__":

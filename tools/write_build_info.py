@@ -1,4 +1,5 @@
-"""write_build_info.py NVCC ARCHS PTX: prints blocksparse/_build_info.py, what the library was built for."""
+"""write_build_info.py NVCC ARCHS PTX: prints blocksparse/_build_info.py."""
+
 import os
 import re
 import subprocess

@@ -33,7 +33,9 @@ def corners(in_blocks, out_blocks):
 
 
 def standard(seed=0):
-    """The small masks that every product is tested on, by name: {name: bool[in_blocks, out_blocks]}."""
+    """The small masks that every product is tested on, by name: {name: bool[in_blocks,
+    out_blocks]}.
+    """
     rng = np.random.default_rng(seed)
     empty_lines = random(rng, 6, 5, 0.6)
     empty_lines[2, :] = empty_lines[:, 3] = False

@@ -31,11 +31,13 @@ def matmul(x, w, layout, feature_axis=1, gate=None):
 
 def matmul_dx(dy, w, layout, feature_axis=1, gate=None):
     """dx[n, c] = sum_k g W[c, k] dy[n, k]."""
-    return _features_back(_features_last(dy, feature_axis) @ _dense(w, layout, gate).T, feature_axis)
+    return _features_back(
+        _features_last(dy, feature_axis) @ _dense(w, layout, gate).T, feature_axis
+    )
 
 
 def matmul_dw(x, dy, layout, feature_axis=1, gate=None):
-    """dW = x^T dy at the stored blocks, zero where the gate is 0. x and dy may be lists: their sum."""
+    """dW = x^T dy at the stored blocks, 0 where the gate is. Of lists of x and dy, the sum."""
     if isinstance(x, list | tuple):
         return sum(matmul_dw(*pair, layout, feature_axis, gate) for pair in zip(x, dy, strict=True))
     x, dy = (_features_last(t, feature_axis) for t in (x, dy))

@@ -1,8 +1,9 @@
 """Error bounds derived from dtypes and the number of products in a sum; numpy only.
 
-Two checks complement each other. `random_integers` makes inputs whose sums are exact in every dtype, so
-that results must be equal: indexing, layout, tail and synchronisation errors show. `product_bound` bounds
-the rounding of real inputs: wrong accumulators, casts and double rounding show.
+Two checks complement each other. `random_integers` makes inputs whose sums are exact in every
+dtype, so that results must be equal: indexing, layout, tail and synchronisation errors show.
+`product_bound` bounds the rounding of real inputs: wrong accumulators, casts and double rounding
+show.
 """
 
 import numpy as np
@@ -16,9 +17,9 @@ EXACT_INTEGERS = {"float32": 2**24, "float16": 2**11, "bfloat16": 2**8}
 def product_bound(reference, magnitude, num_products, out_dtype, rounded_inputs=None):
     """Elementwise bound on |result - reference| of a sum of products.
 
-    |y - ref| <= u_out |ref| + 4 sqrt(k) u_32 (|x| |W|), plus 2 u_in (|x| |W|) if the inputs are rounded
-    inside: sums are in float32 and their rounding errors add up like a random walk; the result is
-    rounded once.
+    |y - ref| <= u_out |ref| + 4 sqrt(k) u_32 (|x| |W|), plus 2 u_in (|x| |W|) if the inputs are
+    rounded inside: sums are in float32 and their rounding errors add up like a random walk; the
+    result is rounded once.
 
     Args:
       reference: float64 result.
@@ -71,11 +72,12 @@ def check_equal(result, reference):
 
 
 def random_integers(rng, shape, num_products, dtype):
-    """Random nonzero integers whose sums of `num_products` products are exact in `dtype`, as float32.
+    """Random nonzero integers whose sums of `num_products` products are exact in `dtype`, as
+    float32.
 
-    A dropped or doubled product changes such a sum by at least 1. The values are -2, -1, 1, 2 where every
-    sum fits the integers that the dtype holds exactly, else -1 and 1, as long as a sum of random signs is
-    7 standard deviations away from where they end.
+    A dropped or doubled product changes such a sum by at least 1. The values are -2, -1, 1, 2 where
+    every sum fits the integers that the dtype holds exactly, else -1 and 1, as long as a sum of
+    random signs is 7 standard deviations away from where they end.
 
     Raises:
       ValueError: the sums would be too large.

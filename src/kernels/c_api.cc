@@ -17,10 +17,14 @@ int Finish(const Status& status) {
   return static_cast<int>(status.code());
 }
 
-void RunSerially(int64_t total, int64_t, const std::function<void(int64_t, int64_t)>& body) { body(0, total); }
+void RunSerially(int64_t total, int64_t, const std::function<void(int64_t, int64_t)>& body) {
+  body(0, total);
+}
 
 #ifndef BLOCKSPARSE_WITH_CUDA
-Status NoGpu() { return Unsupported("this library was built without nvcc and holds no GPU kernels"); }
+Status NoGpu() {
+  return Unsupported("this library was built without nvcc and holds no GPU kernels");
+}
 #endif
 
 Status Parse(const BlocksparseTables& tables, int32_t dtype, int32_t feature_axis, Layout* layout) {
@@ -28,7 +32,8 @@ Status Parse(const BlocksparseTables& tables, int32_t dtype, int32_t feature_axi
       ParseLayout(tables.plan, tables.plan_size, tables.lut, tables.lut_size, layout));
   if (!IsMatmulSupported(static_cast<DType>(dtype), layout->block_size, feature_axis))
     return Unsupported("no kernel for dtype " + std::to_string(dtype) + ", block_size " +
-                       std::to_string(layout->block_size) + ", feature_axis " + std::to_string(feature_axis));
+                       std::to_string(layout->block_size) + ", feature_axis " +
+                       std::to_string(feature_axis));
   return Status();
 }
 
@@ -99,9 +104,13 @@ Status FindWorkspace(const BlocksparseMatmulDw& call, int64_t* bytes) {
 
 using blocksparse::Finish;
 
-int blocksparse_matmul(const BlocksparseMatmul* call) { return Finish(blocksparse::RunMatmul(*call)); }
+int blocksparse_matmul(const BlocksparseMatmul* call) {
+  return Finish(blocksparse::RunMatmul(*call));
+}
 
-int blocksparse_matmul_dw(const BlocksparseMatmulDw* call) { return Finish(blocksparse::RunMatmulDw(*call)); }
+int blocksparse_matmul_dw(const BlocksparseMatmulDw* call) {
+  return Finish(blocksparse::RunMatmulDw(*call));
+}
 
 int64_t blocksparse_matmul_dw_workspace(const BlocksparseMatmulDw* call) {
   int64_t bytes = 0;
@@ -109,7 +118,8 @@ int64_t blocksparse_matmul_dw_workspace(const BlocksparseMatmulDw* call) {
 }
 
 int blocksparse_matmul_is_supported(int32_t dtype, int32_t block_size, int32_t feature_axis) {
-  return blocksparse::IsMatmulSupported(static_cast<blocksparse::DType>(dtype), block_size, feature_axis);
+  return blocksparse::IsMatmulSupported(static_cast<blocksparse::DType>(dtype), block_size,
+                                        feature_axis);
 }
 
 int blocksparse_has_gpu(void) {

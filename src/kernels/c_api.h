@@ -1,8 +1,10 @@
-// A C interface to the kernels, for tests, benchmarks and other frameworks: plain structs and pointers, no TensorFlow.
+// A C interface to the kernels, for tests, benchmarks and other frameworks: plain structs and
+// pointers, no TensorFlow.
 //
-// Python's mirror is blocksparse/testing/kernels.py. Every function returns 0, or a Code of common/status.h after
-// which blocksparse_last_error() gives the sentence. Pointers belong to the device that `device` names; `plan` is
-// always in host memory. Calls on a GPU are asynchronous on `stream` of the current device.
+// Python's mirror is blocksparse/testing/kernels.py. Every function returns 0, or a Code of
+// common/status.h after which blocksparse_last_error() gives the sentence. Pointers belong to the
+// device that `device` names; `plan` is always in host memory. Calls on a GPU are asynchronous on
+// `stream` of the current device.
 #ifndef BLOCKSPARSE_KERNELS_C_API_H_
 #define BLOCKSPARSE_KERNELS_C_API_H_
 
@@ -61,7 +63,8 @@ BLOCKSPARSE_EXPORT int blocksparse_matmul(const BlocksparseMatmul* call);
 BLOCKSPARSE_EXPORT int64_t blocksparse_matmul_dw_workspace(const BlocksparseMatmulDw* call);
 BLOCKSPARSE_EXPORT int blocksparse_matmul_dw(const BlocksparseMatmulDw* call);
 // 1 if kernels for this combination exist, else 0.
-BLOCKSPARSE_EXPORT int blocksparse_matmul_is_supported(int32_t dtype, int32_t block_size, int32_t feature_axis);
+BLOCKSPARSE_EXPORT int blocksparse_matmul_is_supported(int32_t dtype, int32_t block_size,
+                                                       int32_t feature_axis);
 // 1 if the library holds GPU kernels, else 0.
 BLOCKSPARSE_EXPORT int blocksparse_has_gpu(void);
 // The sentence that belongs to this thread's last error; valid until the thread's next call.

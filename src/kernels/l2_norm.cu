@@ -1,7 +1,8 @@
 // The GPU side of l2_norm.h: one thread block for each block column, two passes over its blocks.
 //
-// A thread keeps to one column of the blocks and takes every (threads / B)-th row, so that neighbours read neighbours
-// and the sum of a column is a sum over threads, added in order through shared memory.
+// A thread keeps to one column of the blocks and takes every (threads / B)-th row, so that
+// neighbours read neighbours and the sum of a column is a sum over threads, added in order through
+// shared memory.
 #include "src/kernels/common/cuda_launch.h"
 #include "src/kernels/common/load_store.cuh"
 #include "src/kernels/common/reduce.cuh"
@@ -54,7 +55,8 @@ __global__ void __launch_bounds__(kThreads) L2NormKernel(const __grid_constant__
 }
 
 template <typename TX, typename TY>
-__global__ void __launch_bounds__(kThreads) L2NormGradKernel(const __grid_constant__ L2NormGradArgs p) {
+__global__ void __launch_bounds__(kThreads)
+    L2NormGradKernel(const __grid_constant__ L2NormGradArgs p) {
   const TX* x = static_cast<const TX*>(p.x);
   const TY* dy = static_cast<const TY*>(p.dy);
   TX* dx = static_cast<TX*>(p.dx);
@@ -69,28 +71,31 @@ __global__ void __launch_bounds__(kThreads) L2NormGradKernel(const __grid_consta
   if (p.dgain != nullptr && threadIdx.x < p.layout.block_size) p.dgain[k] = r * dot;
   const float dy_factor = gain * r;
   const float x_factor = p.sum_sqr[k] >= p.epsilon ? gain * r * dot / bounded : 0.f;
-  ForEachWeight(p.layout, [&](int64_t i) { dx[i] = TX(dy_factor * LoadFloat(dy + i) - x_factor * LoadFloat(x + i)); });
+  ForEachWeight(p.layout, [&](int64_t i) {
+    dx[i] = TX(dy_factor * LoadFloat(dy + i) - x_factor * LoadFloat(x + i));
+  });
 }
 
 // Calls f with values of the two storage types.
 template <class F>
 Status WithGpuTypes(DType x_dtype, DType y_dtype, F f) {
-  return WithGpuType(x_dtype, [&](auto tx) { return WithGpuType(y_dtype, [&](auto ty) { return f(tx, ty); }); });
+  return WithGpuType(
+      x_dtype, [&](auto tx) { return WithGpuType(y_dtype, [&](auto ty) { return f(tx, ty); }); });
 }
 
 }  // namespace
 
 Status L2NormGpu(const L2NormArgs& args, Stream stream) {
   return WithGpuTypes(args.x_dtype, args.y_dtype, [&](auto tx, auto ty) {
-    return Launch("L2NormKernel", L2NormKernel<decltype(tx), decltype(ty)>, args.layout.out_blocks, kThreads, 0,
-                  stream, args);
+    return Launch("L2NormKernel", L2NormKernel<decltype(tx), decltype(ty)>, args.layout.out_blocks,
+                  kThreads, 0, stream, args);
   });
 }
 
 Status L2NormGradGpu(const L2NormGradArgs& args, Stream stream) {
   return WithGpuTypes(args.x_dtype, args.y_dtype, [&](auto tx, auto ty) {
-    return Launch("L2NormGradKernel", L2NormGradKernel<decltype(tx), decltype(ty)>, args.layout.out_blocks, kThreads,
-                  0, stream, args);
+    return Launch("L2NormGradKernel", L2NormGradKernel<decltype(tx), decltype(ty)>,
+                  args.layout.out_blocks, kThreads, 0, stream, args);
   });
 }
 

@@ -1,14 +1,14 @@
 // Weight normalisation of block-sparse W: every output feature gets the same length.
 //
-//   s[k]           = sum over the blocks of k's column and their rows i of x[b, i, j]^2            (k = column B + j)
-//   y[b, i, j]     = gain[k] x[b, i, j] / sqrt(max(s[k], epsilon))
-//   dx[b, i, j]    = r (g dy - [s >= epsilon] x t / max(s, epsilon)),   r = 1 / sqrt(max(s, epsilon)),
+//   s[k]           = sum over the blocks of k's column and their rows i of x[b, i, j]^2 (k = column
+//   B + j) y[b, i, j]     = gain[k] x[b, i, j] / sqrt(max(s[k], epsilon)) dx[b, i, j]    = r (g dy
+//   - [s >= epsilon] x t / max(s, epsilon)),   r = 1 / sqrt(max(s, epsilon)),
 //                    t[k] = sum g dy x
 //   dgain[k]       = r sum dy x
 //
-// Buffers: x TX[num_blocks, B, B]; y, dy TY of the same shape; s, gain, dgain float[K]; layout as in common/lut.h.
-// gain may be null (1). Sums in float32, in a fixed order: results repeat bit for bit. A column without blocks has
-// s = 0 and dgain = 0.
+// Buffers: x TX[num_blocks, B, B]; y, dy TY of the same shape; s, gain, dgain float[K]; layout as
+// in common/lut.h. gain may be null (1). Sums in float32, in a fixed order: results repeat bit for
+// bit. A column without blocks has s = 0 and dgain = 0.
 #ifndef BLOCKSPARSE_KERNELS_L2_NORM_H_
 #define BLOCKSPARSE_KERNELS_L2_NORM_H_
 

@@ -8,7 +8,8 @@
 namespace blocksparse {
 namespace {
 
-// Calls f(i, j) with the element's index in w and its column in the block, for every weight of a block column.
+// Calls f(i, j) with the element's index in w and its column in the block, for every weight of a
+// block column.
 template <class F>
 void ForEachWeight(const Layout& layout, int64_t column, F f) {
   const int64_t size = layout.block_size;
@@ -41,13 +42,15 @@ Status L2NormCpu(const L2NormArgs& args, const ParallelFor& parallel_for) {
         for (int64_t column = begin; column < end; ++column) {
           float* sums = args.sum_sqr + column * size;
           std::fill(sums, sums + size, 0.f);
-          ForEachWeight(layout, column, [&](int64_t i, int64_t j) { sums[j] += ToFloat(x[i]) * ToFloat(x[i]); });
+          ForEachWeight(layout, column,
+                        [&](int64_t i, int64_t j) { sums[j] += ToFloat(x[i]) * ToFloat(x[i]); });
           for (int64_t j = 0; j < size; ++j) {
             const float gain = args.gain == nullptr ? 1.f : args.gain[column * size + j];
             factor[j] = gain / std::sqrt(std::max(sums[j], args.epsilon));
           }
-          ForEachWeight(layout, column,
-                        [&](int64_t i, int64_t j) { y[i] = FromFloat<TY>(ToFloat(x[i]) * factor[j]); });
+          ForEachWeight(layout, column, [&](int64_t i, int64_t j) {
+            y[i] = FromFloat<TY>(ToFloat(x[i]) * factor[j]);
+          });
         }
       });
     });
@@ -69,7 +72,8 @@ Status L2NormGradCpu(const L2NormGradArgs& args, const ParallelFor& parallel_for
         std::vector<float> dots(size), dy_factor(size), x_factor(size);
         for (int64_t column = begin; column < end; ++column) {
           std::fill(dots.begin(), dots.end(), 0.f);
-          ForEachWeight(layout, column, [&](int64_t i, int64_t j) { dots[j] += ToFloat(dy[i]) * ToFloat(x[i]); });
+          ForEachWeight(layout, column,
+                        [&](int64_t i, int64_t j) { dots[j] += ToFloat(dy[i]) * ToFloat(x[i]); });
           for (int64_t j = 0; j < size; ++j) {
             const int64_t k = column * size + j;
             const float gain = args.gain == nullptr ? 1.f : args.gain[k];

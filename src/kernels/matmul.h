@@ -1,19 +1,22 @@
-// Block-sparse matrix products. W is a [C, K] matrix that is zero except in B x B blocks; `w` holds the blocks only.
+// Block-sparse matrix products. W is a [C, K] matrix that is zero except in B x B blocks; `w` holds
+// the blocks only.
 //
 //   fprop  y[n, k]     = sum_c g W[c, k] x[n, c]          over the stored blocks of column k
 //   dx     dx[n, c]    = sum_k g W[c, k] dy[n, k]         the same product with W transposed
-//   dw     dw[b, i, j] = sum_p sum_n x_p[n, c B + i] dy_p[n, k B + j]     where (c, k) = blocks[b], pairs p
-//   gate   dg[b] = sum_ij dw[b, i, j] w[b, i, j],  dw_out[b] = g[b] dw[b]
+//   dw     dw[b, i, j] = sum_p sum_n x_p[n, c B + i] dy_p[n, k B + j]     where (c, k) = blocks[b],
+//   pairs p gate   dg[b] = sum_ij dw[b, i, j] w[b, i, j],  dw_out[b] = g[b] dw[b]
 //
 // Letters: B block_size, C = in_blocks B, K = out_blocks B, N batch, g gate (1 without one).
 // Buffers, all owned by the caller, on the device that runs the kernel; results may alias nothing:
-//   x, y, dx, dy  T[N, C or K] if feature_axis is 1, T[C or K, N] if 0; row-major, any alignment of T
-//   w             T[num_blocks, B, B]; w[b][i][j] joins input c B + i to output k B + j
-//   gate          float[num_blocks] or null. Where it is 0 the block is skipped: neither x nor w is read. Elsewhere
+//   x, y, dx, dy  T[N, C or K] if feature_axis is 1, T[C or K, N] if 0; row-major, any alignment of
+//   T w             T[num_blocks, B, B]; w[b][i][j] joins input c B + i to output k B + j gate
+//   float[num_blocks] or null. Where it is 0 the block is skipped: neither x nor w is read.
+//   Elsewhere
 //                 g w is rounded to T, as a dense product of gated weights would have it.
 //   layout        sizes and tables, see common/lut.h
-// Sums are in float32. Results are the same bit for bit from run to run on one device, and on the CPU for any number
-// of threads: no atomics, a fixed order in every sum. N may be 0. All sizes and offsets are 64 bits.
+// Sums are in float32. Results are the same bit for bit from run to run on one device, and on the
+// CPU for any number of threads: no atomics, a fixed order in every sum. N may be 0. All sizes and
+// offsets are 64 bits.
 #ifndef BLOCKSPARSE_KERNELS_MATMUL_H_
 #define BLOCKSPARSE_KERNELS_MATMUL_H_
 
@@ -50,7 +53,8 @@ struct MatmulPair {
   const void* dy;
   int64_t batch;
 };
-// Pairs in one launch: their pointers travel as kernel parameters, of which 4 KiB are safe on every driver.
+// Pairs in one launch: their pointers travel as kernel parameters, of which 4 KiB are safe on every
+// driver.
 constexpr int kMaxMatmulPairs = 128;
 
 struct MatmulDwArgs {
@@ -60,7 +64,8 @@ struct MatmulDwArgs {
   bool allow_tf32;
   int num_pairs;
   Layout layout;
-  const float* gate;  // null, or blocks with gate 0 are not computed and get zeros; others are not scaled
+  const float*
+      gate;  // null, or blocks with gate 0 are not computed and get zeros; others are not scaled
   void* dw;
   float* workspace;  // GPU: MatmulDwWorkspaceBytes, may be null if that is 0. CPU: unused
   MatmulPair pairs[kMaxMatmulPairs];
@@ -89,8 +94,9 @@ Status MatmulGpu(const MatmulArgs& args, Stream stream);
 Status MatmulDwGpu(const MatmulDwArgs& args, Stream stream);
 Status MatmulGateGradGpu(const MatmulGateGradArgs& args, Stream stream);
 
-// Scratch of MatmulDwGpu: float32 partial sums where few blocks meet a long batch, at most kMaxDwSplits copies of a dw
-// that does not fill the device (under 36 MiB on an H200), 0 otherwise. Its contents do not matter.
+// Scratch of MatmulDwGpu: float32 partial sums where few blocks meet a long batch, at most
+// kMaxDwSplits copies of a dw that does not fill the device (under 36 MiB on an H200), 0 otherwise.
+// Its contents do not matter.
 Status MatmulDwWorkspaceBytes(const MatmulDwArgs& args, int64_t* bytes);
 
 }  // namespace blocksparse

@@ -1,7 +1,8 @@
 // The CPU side of matmul.h, and the readable second opinion on the GPU kernels.
 //
-// Tiles are converted to float32 buffers, multiplied there (common/tile_product.h) and rounded once at the end. Each
-// tile of a result belongs to one thread, which adds in table order, so the number of threads does not show.
+// Tiles are converted to float32 buffers, multiplied there (common/tile_product.h) and rounded once
+// at the end. Each tile of a result belongs to one thread, which adds in table order, so the number
+// of threads does not show.
 #include <algorithm>
 #include <vector>
 
@@ -12,7 +13,7 @@
 namespace blocksparse {
 namespace {
 
-constexpr int kBatchTile = 64;      // samples in a tile; with B = 128 the three buffers take 128 KiB
+constexpr int kBatchTile = 64;  // samples in a tile; with B = 128 the three buffers take 128 KiB
 constexpr int kFlopsPerCycle = 16;  // a rough rate for the cost that ParallelFor asks for
 
 // A row-major matrix of T in memory and the part of it that a tile covers.
@@ -28,10 +29,11 @@ struct TileView {
   }
 };
 
-// The block `feature_block` of an activation for samples [n, ...): [samples, B] on axis 1, [B, samples] on axis 0.
+// The block `feature_block` of an activation for samples [n, ...): [samples, B] on axis 1, [B,
+// samples] on axis 0.
 template <typename T>
-TileView<T> ActivationTile(T* data, int feature_axis, int64_t batch, int64_t num_blocks, int block_size,
-                           int64_t feature_block, int64_t n) {
+TileView<T> ActivationTile(T* data, int feature_axis, int64_t batch, int64_t num_blocks,
+                           int block_size, int64_t feature_block, int64_t n) {
   const int64_t num_features = num_blocks * block_size;
   const int64_t feature = feature_block * block_size;
   if (feature_axis == 1) return {data + n * num_features + feature, num_features};
@@ -42,15 +44,17 @@ TileView<T> ActivationTile(T* data, int feature_axis, int64_t batch, int64_t num
 template <typename T>
 void ReadTile(const TileView<const T>& tile, int rows, int cols, bool is_transposed, float* to) {
   if (is_transposed) {
-    tile.ForEach(rows, cols, [&](const T& value, int r, int c) { to[c * rows + r] = ToFloat(value); });
+    tile.ForEach(rows, cols,
+                 [&](const T& value, int r, int c) { to[c * rows + r] = ToFloat(value); });
   } else {
-    tile.ForEach(rows, cols, [&](const T& value, int r, int c) { to[r * cols + c] = ToFloat(value); });
+    tile.ForEach(rows, cols,
+                 [&](const T& value, int r, int c) { to[r * cols + c] = ToFloat(value); });
   }
 }
 
 template <typename T>
-void MatmulTile(const MatmulArgs& args, int64_t column, int64_t n, std::vector<float>& x, std::vector<float>& w,
-                std::vector<float>& y) {
+void MatmulTile(const MatmulArgs& args, int64_t column, int64_t n, std::vector<float>& x,
+                std::vector<float>& w, std::vector<float>& y) {
   const Layout& layout = args.layout;
   const Direction& direction = args.is_dx ? layout.dx : layout.fprop;
   const int size = layout.block_size;
@@ -64,7 +68,8 @@ void MatmulTile(const MatmulArgs& args, int64_t column, int64_t n, std::vector<f
     if (!IsValid(entry, direction.num_inputs, layout.num_blocks)) continue;
     const float gate = args.gate == nullptr ? 1.f : args.gate[entry.block];
     if (gate == 0.f) continue;
-    const TileView<const T> block = {static_cast<const T*>(args.w) + int64_t{entry.block} * size * size, size};
+    const TileView<const T> block = {
+        static_cast<const T*>(args.w) + int64_t{entry.block} * size * size, size};
     const auto input = ActivationTile(static_cast<const T*>(args.x), args.feature_axis, args.batch,
                                       direction.num_inputs, size, entry.index, n);
     if (is_axis_1) {  // y[samples, B] += x[samples, B] W
@@ -84,31 +89,34 @@ void MatmulTile(const MatmulArgs& args, int64_t column, int64_t n, std::vector<f
     }
   }
 
-  const auto output = ActivationTile(static_cast<T*>(args.y), args.feature_axis, args.batch, direction.num_outputs,
-                                     size, column, n);
+  const auto output = ActivationTile(static_cast<T*>(args.y), args.feature_axis, args.batch,
+                                     direction.num_outputs, size, column, n);
   const int rows = is_axis_1 ? samples : size;
   const int cols = is_axis_1 ? size : samples;
-  output.ForEach(rows, cols, [&](T& value, int r, int c) { value = FromFloat<T>(y[r * cols + c]); });
+  output.ForEach(rows, cols,
+                 [&](T& value, int r, int c) { value = FromFloat<T>(y[r * cols + c]); });
 }
 
 template <typename T>
-void MatmulDwBlock(const MatmulDwArgs& args, int64_t block, std::vector<float>& x, std::vector<float>& dy,
-                   std::vector<float>& dw) {
+void MatmulDwBlock(const MatmulDwArgs& args, int64_t block, std::vector<float>& x,
+                   std::vector<float>& dy, std::vector<float>& dw) {
   const Layout& layout = args.layout;
   const int size = layout.block_size;
   const bool is_axis_1 = args.feature_axis == 1;
   std::fill(dw.begin(), dw.end(), 0.f);
 
   const LutEntry at = layout.blocks[block];
-  const bool is_valid = IsValid({at.index, 0}, layout.in_blocks, 1) && IsValid({at.block, 0}, layout.out_blocks, 1);
+  const bool is_valid =
+      IsValid({at.index, 0}, layout.in_blocks, 1) && IsValid({at.block, 0}, layout.out_blocks, 1);
   const bool is_wanted = is_valid && (args.gate == nullptr || args.gate[block] != 0.f);
   for (int p = 0; is_wanted && p < args.num_pairs; ++p) {
     const MatmulPair& pair = args.pairs[p];
     for (int64_t n = 0; n < pair.batch; n += kBatchTile) {
       const int samples = static_cast<int>(std::min<int64_t>(kBatchTile, pair.batch - n));
-      const auto read = [&](const void* data, int64_t num_blocks, int64_t index, bool is_transposed, float* to) {
-        const auto tile = ActivationTile(static_cast<const T*>(data), args.feature_axis, pair.batch, num_blocks, size,
-                                         index, n);
+      const auto read = [&](const void* data, int64_t num_blocks, int64_t index, bool is_transposed,
+                            float* to) {
+        const auto tile = ActivationTile(static_cast<const T*>(data), args.feature_axis, pair.batch,
+                                         num_blocks, size, index, n);
         ReadTile(tile, is_axis_1 ? samples : size, is_axis_1 ? size : samples, is_transposed, to);
       };
       // Both axes come to x[B, samples] and dy[samples, B].
@@ -133,7 +141,8 @@ void MatmulDwBlock(const MatmulDwArgs& args, int64_t block, std::vector<float>& 
 }  // namespace
 
 bool IsMatmulSupported(DType dtype, int block_size, int feature_axis) {
-  const bool is_dtype = dtype == DType::kFloat32 || dtype == DType::kFloat16 || dtype == DType::kBFloat16;
+  const bool is_dtype =
+      dtype == DType::kFloat32 || dtype == DType::kFloat16 || dtype == DType::kBFloat16;
   return is_dtype && (feature_axis == 0 || feature_axis == 1) &&
          WithBlockSize(block_size, [](auto) { return Status(); }).ok();
 }
@@ -143,7 +152,8 @@ Status MatmulCpu(const MatmulArgs& args, const ParallelFor& parallel_for) {
   const int64_t size = args.layout.block_size;
   const int64_t batch_tiles = (args.batch + kBatchTile - 1) / kBatchTile;
   const int64_t blocks_per_column = 1 + args.layout.num_blocks / direction.num_outputs;
-  const int64_t cost = blocks_per_column * size * size * std::min<int64_t>(args.batch, kBatchTile) / kFlopsPerCycle;
+  const int64_t cost =
+      blocks_per_column * size * size * std::min<int64_t>(args.batch, kBatchTile) / kFlopsPerCycle;
   WithCpuType(args.dtype, [&](auto t) {
     parallel_for(batch_tiles * direction.num_outputs, cost, [&](int64_t begin, int64_t end) {
       std::vector<float> x(size * kBatchTile), w(size * size), y(size * kBatchTile);
@@ -164,7 +174,8 @@ Status MatmulDwCpu(const MatmulDwArgs& args, const ParallelFor& parallel_for) {
   WithCpuType(args.dtype, [&](auto t) {
     parallel_for(args.layout.num_blocks, cost, [&](int64_t begin, int64_t end) {
       std::vector<float> x(size * kBatchTile), dy(size * kBatchTile), dw(size * size);
-      for (int64_t block = begin; block < end; ++block) MatmulDwBlock<decltype(t)>(args, block, x, dy, dw);
+      for (int64_t block = begin; block < end; ++block)
+        MatmulDwBlock<decltype(t)>(args, block, x, dy, dw);
     });
   });
   return Status();

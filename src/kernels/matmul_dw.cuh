@@ -1,9 +1,10 @@
-// dw[b] = sum over pairs and batch of x^T dy: one thread block computes one item of the layout's table, up to 128 / B
-// blocks of one block column, stacked. They share the column's tile of dy, and B = 8 too fills the tensor cores.
+// dw[b] = sum over pairs and batch of x^T dy: one thread block computes one item of the layout's
+// table, up to 128 / B blocks of one block column, stacked. They share the column's tile of dy, and
+// B = 8 too fills the tensor cores.
 //
-// The depth is the batch of all pairs, one after the other, each padded with zeros to whole chunks. Where few items
-// meet a long batch, it is split over several thread blocks; their float32 partial sums go to a workspace and are added
-// in a fixed order.
+// The depth is the batch of all pairs, one after the other, each padded with zeros to whole chunks.
+// Where few items meet a long batch, it is split over several thread blocks; their float32 partial
+// sums go to a workspace and are added in a fixed order.
 #ifndef BLOCKSPARSE_KERNELS_MATMUL_DW_CUH_
 #define BLOCKSPARSE_KERNELS_MATMUL_DW_CUH_
 
@@ -64,7 +65,8 @@ struct DwLoader {
         static_cast<const T*>(pair.x), p.layout.in_blocks, pair.batch, n,
         [&](int row) { return in_blocks[row / kBlockSize]; }, a);
     LoadRows<kBlockSize, Policy::kLdB>(
-        static_cast<const T*>(pair.dy), p.layout.out_blocks, pair.batch, n, [&](int) { return out_block; }, b);
+        static_cast<const T*>(pair.dy), p.layout.out_blocks, pair.batch, n,
+        [&](int) { return out_block; }, b);
     Seek(pair_chunk + 1 < NumChunks<Policy>(pair.batch) ? pair_chunk + 1 : NextPair());
   }
 
@@ -74,10 +76,11 @@ struct DwLoader {
     return 0;
   }
 
-  // kRows features, whole blocks of them, by kChunk samples from n on. block_of(row) is the block of a row's feature.
+  // kRows features, whole blocks of them, by kChunk samples from n on. block_of(row) is the block
+  // of a row's feature.
   template <int kRows, int kLd, class F>
-  __device__ __forceinline__ void LoadRows(const T* from, int64_t num_blocks, int64_t batch, int64_t n, F block_of,
-                                           T* to) const {
+  __device__ __forceinline__ void LoadRows(const T* from, int64_t num_blocks, int64_t batch,
+                                           int64_t n, F block_of, T* to) const {
 #pragma unroll
     for (int v = threadIdx.x; v < kRows * kChunk / kVector; v += Policy::kThreads) {
       if constexpr (Policy::kMajorA == Major::kOther) {  // [N, features]
@@ -85,14 +88,17 @@ struct DwLoader {
         const int row = v % (kRows / kVector) * kVector;
         const int64_t block = block_of(row);
         const bool exists = block >= 0 && n + sample < batch;
-        const int64_t offset = exists ? ((n + sample) * num_blocks + block) * kBlockSize + row % kBlockSize : 0;
-        LoadVector(to + sample * kLd + row, from + offset, exists ? kVector : 0, p.are_pairs_aligned);
+        const int64_t offset =
+            exists ? ((n + sample) * num_blocks + block) * kBlockSize + row % kBlockSize : 0;
+        LoadVector(to + sample * kLd + row, from + offset, exists ? kVector : 0,
+                   p.are_pairs_aligned);
       } else {  // [features, N]
         const int row = v / (kChunk / kVector);
         const int sample = v % (kChunk / kVector) * kVector;
         const int64_t block = block_of(row);
         const int64_t num_valid = block >= 0 && n + sample < batch ? batch - n - sample : 0;
-        const int64_t offset = num_valid > 0 ? (block * kBlockSize + row % kBlockSize) * batch + n + sample : 0;
+        const int64_t offset =
+            num_valid > 0 ? (block * kBlockSize + row % kBlockSize) * batch + n + sample : 0;
         LoadVector(to + row * kLd + sample, from + offset, num_valid, p.are_pairs_aligned);
       }
     }
@@ -100,13 +106,14 @@ struct DwLoader {
 };
 
 template <class Policy>
-__global__ void __launch_bounds__(Policy::kThreads) MatmulDwKernel(const __grid_constant__ DwParams p) {
+__global__ void __launch_bounds__(Policy::kThreads)
+    MatmulDwKernel(const __grid_constant__ DwParams p) {
   using T = typename Policy::T;
   constexpr int kBlockSize = Policy::kBlockSize;
   constexpr int kMaxStack = Policy::kTileRows / kBlockSize;
   extern __shared__ __align__(kVectorBytes) unsigned char smem[];
-  __shared__ int in_blocks[kMaxStack];   // -1: nothing to compute
-  __shared__ int block_ids[kMaxStack];   // -1: nothing to store
+  __shared__ int in_blocks[kMaxStack];  // -1: nothing to compute
+  __shared__ int block_ids[kMaxStack];  // -1: nothing to store
   __shared__ int out_block;
 
   const int64_t num_items = p.layout.num_dw_items;
@@ -118,13 +125,15 @@ __global__ void __launch_bounds__(Policy::kThreads) MatmulDwKernel(const __grid_
     const int i = threadIdx.x;
     const int64_t entry_idx = int64_t{item.index} + i;
     LutEntry entry = {-1, -1};
-    if (i < item.block && entry_idx >= 0 && entry_idx < p.layout.num_blocks) entry = p.layout.fprop.entries[entry_idx];
+    if (i < item.block && entry_idx >= 0 && entry_idx < p.layout.num_blocks)
+      entry = p.layout.fprop.entries[entry_idx];
     const bool is_valid = IsValid(entry, p.layout.in_blocks, p.layout.num_blocks);
     block_ids[i] = is_valid ? entry.block : -1;
     in_blocks[i] = is_valid && (p.gate == nullptr || p.gate[entry.block] != 0.f) ? entry.index : -1;
     if (i == 0 && is_valid) {
       const LutEntry coordinates = p.layout.blocks[entry.block];
-      if (coordinates.block >= 0 && coordinates.block < p.layout.out_blocks) out_block = coordinates.block;
+      if (coordinates.block >= 0 && coordinates.block < p.layout.out_blocks)
+        out_block = coordinates.block;
     }
   }
   __syncthreads();
@@ -138,7 +147,8 @@ __global__ void __launch_bounds__(Policy::kThreads) MatmulDwKernel(const __grid_
   DwLoader<Policy> loader{p, in_blocks, out_block};
   loader.Seek(first_chunk);
   WarpTile<Policy> tile;
-  MultiplyTile(tile, loader, max(last_chunk - first_chunk, int64_t{0}), reinterpret_cast<T*>(smem), nullptr);
+  MultiplyTile(tile, loader, max(last_chunk - first_chunk, int64_t{0}), reinterpret_cast<T*>(smem),
+               nullptr);
 
   const auto store = [&](auto* dw) {
     using Out = std::remove_pointer_t<decltype(dw)>;
@@ -160,9 +170,11 @@ template <class Policy>
 DwSplit ChooseDwSplit(const MatmulDwArgs& args, int num_sms) {
   int64_t num_chunks = 0;
   for (int i = 0; i < args.num_pairs; ++i) num_chunks += NumChunks<Policy>(args.pairs[i].batch);
-  // Two waves of items fill the device well enough; fewer are split until they make about two waves.
+  // Two waves of items fill the device well enough; fewer are split until they make about two
+  // waves.
   int64_t num_splits = 2 * num_sms / args.layout.num_dw_items;
-  if (num_splits > num_chunks / kMinDwChunksPerSplit) num_splits = num_chunks / kMinDwChunksPerSplit;
+  if (num_splits > num_chunks / kMinDwChunksPerSplit)
+    num_splits = num_chunks / kMinDwChunksPerSplit;
   if (num_splits > kMaxDwSplits) num_splits = kMaxDwSplits;
   if (num_splits < 1) num_splits = 1;
   return {static_cast<int>(num_splits), (num_chunks + num_splits - 1) / num_splits};
@@ -186,8 +198,9 @@ Status LaunchMatmulDw(const MatmulDwArgs& args, const DwSplit& split, Stream str
     params.are_pairs_aligned &= IsVectorAligned(pair.x) && IsVectorAligned(pair.dy) &&
                                 (args.feature_axis == 1 || pair.batch % Policy::kVector == 0);
   }
-  return Launch("MatmulDwKernel", MatmulDwKernel<Policy>, args.layout.num_dw_items * split.num_splits,
-                Policy::kThreads, Policy::kSmemBytes, stream, params);
+  return Launch("MatmulDwKernel", MatmulDwKernel<Policy>,
+                args.layout.num_dw_items * split.num_splits, Policy::kThreads, Policy::kSmemBytes,
+                stream, params);
 }
 
 // Calls f(Policy) with the dw policy of one arithmetic and block size.

@@ -1,8 +1,10 @@
-// y = x W and dx = dy W^T: one thread block computes 128 rows of the batch by one block column of the result.
+// y = x W and dx = dy W^T: one thread block computes 128 rows of the batch by one block column of
+// the result.
 //
-// It walks the column's entries in table order. Each brings a 128 x B tile of x and its block of W; W^T is the same
-// block read in the other orientation, so nothing is stored or transposed twice. The longest columns come first, and
-// all columns of one batch tile run side by side, so that x is read from device memory about once.
+// It walks the column's entries in table order. Each brings a 128 x B tile of x and its block of W;
+// W^T is the same block read in the other orientation, so nothing is stored or transposed twice.
+// The longest columns come first, and all columns of one batch tile run side by side, so that x is
+// read from device memory about once.
 #ifndef BLOCKSPARSE_KERNELS_MATMUL_FPROP_CUH_
 #define BLOCKSPARSE_KERNELS_MATMUL_FPROP_CUH_
 
@@ -54,7 +56,8 @@ struct FpropLoader {
       }
       if (!is_wanted) entry = {0, 0};
       LoadX(entry.index * int64_t{kBlockSize} + block_depth, is_wanted, i * kDepth, a);
-      LoadW(p.w + entry.block * int64_t{kBlockSize * kBlockSize}, block_depth, is_wanted, i * kDepth, b);
+      LoadW(p.w + entry.block * int64_t{kBlockSize * kBlockSize}, block_depth, is_wanted,
+            i * kDepth, b);
     }
   }
 
@@ -70,7 +73,8 @@ struct FpropLoader {
         const int64_t n = batch_begin + row;
         const bool exists = is_wanted && n < p.batch;
         const int64_t offset = exists ? n * p.direction.num_inputs * kBlockSize + feature + col : 0;
-        LoadVector(a + row * Policy::kLdA + depth + col, p.x + offset, exists ? kVector : 0, p.is_x_aligned);
+        LoadVector(a + row * Policy::kLdA + depth + col, p.x + offset, exists ? kVector : 0,
+                   p.is_x_aligned);
       } else {  // x[C, N]
         const int row = v / (Policy::kTileRows / kVector);
         const int col = v % (Policy::kTileRows / kVector) * kVector;
@@ -83,7 +87,8 @@ struct FpropLoader {
   }
 
   // The rows (fprop) or columns (dx) of one block of W from block_depth on.
-  __device__ __forceinline__ void LoadW(const T* block, int block_depth, bool is_wanted, int depth, T* b) const {
+  __device__ __forceinline__ void LoadW(const T* block, int block_depth, bool is_wanted, int depth,
+                                        T* b) const {
     constexpr int kVectors = kBlockSize * kDepth / kVector;
 #pragma unroll
     for (int v = threadIdx.x; v < kVectors; v += Policy::kThreads) {
@@ -92,8 +97,9 @@ struct FpropLoader {
       const int col = v % (kRowLength / kVector) * kVector;
       T* to = Policy::kMajorB == Major::kDepth ? b + row * Policy::kLdB + depth + col
                                                : b + (depth + row) * Policy::kLdB + col;
-      const T* from = Policy::kMajorB == Major::kDepth ? block + row * kBlockSize + block_depth + col
-                                                       : block + (block_depth + row) * kBlockSize + col;
+      const T* from = Policy::kMajorB == Major::kDepth
+                          ? block + row * kBlockSize + block_depth + col
+                          : block + (block_depth + row) * kBlockSize + col;
       LoadVector(to, from, is_wanted ? kVector : 0, p.is_w_aligned);
     }
   }
@@ -116,16 +122,19 @@ __global__ void __launch_bounds__(Policy::kThreads)
   const int64_t num_pieces = (range.end - range.begin) * Policy::kPiecesPerBlock;
   const int64_t num_chunks = (num_pieces + Policy::kPiecesPerChunk - 1) / Policy::kPiecesPerChunk;
   WarpTile<Policy> tile;
-  MultiplyTile(tile, loader, num_chunks, reinterpret_cast<T*>(smem), p.gate == nullptr ? nullptr : gates);
+  MultiplyTile(tile, loader, num_chunks, reinterpret_cast<T*>(smem),
+               p.gate == nullptr ? nullptr : gates);
 
   if constexpr (Policy::kMajorA == Major::kDepth) {
     StoreTile<Policy, T, false>(tile, smem, p.is_y_aligned, [&](int row) {
       const int64_t n = batch_begin + row;
-      return Destination<T>{p.y + (n * p.direction.num_outputs + column) * kBlockSize, n < p.batch ? kBlockSize : 0};
+      return Destination<T>{p.y + (n * p.direction.num_outputs + column) * kBlockSize,
+                            n < p.batch ? kBlockSize : 0};
     });
   } else {
     StoreTile<Policy, T, true>(tile, smem, p.is_y_aligned, [&](int row) {
-      return Destination<T>{p.y + (column * kBlockSize + row) * p.batch + batch_begin, p.batch - batch_begin};
+      return Destination<T>{p.y + (column * kBlockSize + row) * p.batch + batch_begin,
+                            p.batch - batch_begin};
     });
   }
 }
@@ -146,8 +155,8 @@ Status LaunchMatmulFprop(const MatmulArgs& args, Stream stream) {
                                  are_rows_whole && IsVectorAligned(args.x),
                                  IsVectorAligned(args.w),
                                  are_rows_whole && IsVectorAligned(args.y)};
-  return Launch("MatmulFpropKernel", MatmulFpropKernel<Policy>, batch_tiles * direction.num_outputs, Policy::kThreads,
-                Policy::kSmemBytes, stream, params);
+  return Launch("MatmulFpropKernel", MatmulFpropKernel<Policy>, batch_tiles * direction.num_outputs,
+                Policy::kThreads, Policy::kSmemBytes, stream, params);
 }
 
 // fprop or dx for one arithmetic and block size.

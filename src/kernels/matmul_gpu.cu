@@ -43,7 +43,8 @@ constexpr int kGateThreads = 128;
 
 // One thread block for each block of W.
 template <typename Dw, typename W>
-__global__ void __launch_bounds__(kGateThreads) GateGradKernel(const __grid_constant__ MatmulGateGradArgs p) {
+__global__ void __launch_bounds__(kGateThreads)
+    GateGradKernel(const __grid_constant__ MatmulGateGradArgs p) {
   const int64_t size = int64_t{p.block_size} * p.block_size;
   const int64_t offset = blockIdx.x * size;
   const Dw* dw = static_cast<const Dw*>(p.dw) + offset;
@@ -63,11 +64,14 @@ __global__ void __launch_bounds__(kGateThreads) GateGradKernel(const __grid_cons
 Status SplitOf(const MatmulDwArgs& args, DwSplit* split) {
   int num_sms = 0;
   BLOCKSPARSE_RETURN_IF_ERROR(CountSms(&num_sms));
-  return WithMath(args.dtype, args.allow_tf32,
-                  [&](auto kernels) { return decltype(kernels)::ChooseSplit(args, num_sms, split); });
+  return WithMath(args.dtype, args.allow_tf32, [&](auto kernels) {
+    return decltype(kernels)::ChooseSplit(args, num_sms, split);
+  });
 }
 
-int64_t DwSize(const Layout& layout) { return layout.num_blocks * layout.block_size * layout.block_size; }
+int64_t DwSize(const Layout& layout) {
+  return layout.num_blocks * layout.block_size * layout.block_size;
+}
 
 }  // namespace
 
@@ -79,7 +83,9 @@ Status MatmulGpu(const MatmulArgs& args, Stream stream) {
 Status MatmulDwWorkspaceBytes(const MatmulDwArgs& args, int64_t* bytes) {
   DwSplit split = {};
   BLOCKSPARSE_RETURN_IF_ERROR(SplitOf(args, &split));
-  *bytes = split.num_splits > 1 ? split.num_splits * DwSize(args.layout) * static_cast<int64_t>(sizeof(float)) : 0;
+  *bytes = split.num_splits > 1
+               ? split.num_splits * DwSize(args.layout) * static_cast<int64_t>(sizeof(float))
+               : 0;
   return Status();
 }
 
@@ -93,15 +99,16 @@ Status MatmulDwGpu(const MatmulDwArgs& args, Stream stream) {
   const SumParams params = {args.workspace, args.dw, split.num_splits, DwSize(args.layout)};
   const int64_t num_thread_blocks = (params.size + kSumThreads - 1) / kSumThreads;
   return WithGpuType(args.dw_dtype, [&](auto t) {
-    return Launch("SumSplitsKernel", SumSplitsKernel<decltype(t)>, num_thread_blocks, kSumThreads, 0, stream, params);
+    return Launch("SumSplitsKernel", SumSplitsKernel<decltype(t)>, num_thread_blocks, kSumThreads,
+                  0, stream, params);
   });
 }
 
 Status MatmulGateGradGpu(const MatmulGateGradArgs& args, Stream stream) {
   return WithGpuType(args.dw_dtype, [&](auto dw) {
     return WithGpuType(args.dtype, [&](auto w) {
-      return Launch("GateGradKernel", GateGradKernel<decltype(dw), decltype(w)>, args.num_blocks, kGateThreads, 0,
-                    stream, args);
+      return Launch("GateGradKernel", GateGradKernel<decltype(dw), decltype(w)>, args.num_blocks,
+                    kGateThreads, 0, stream, args);
     });
   });
 }

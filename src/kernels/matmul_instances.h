@@ -1,5 +1,6 @@
-// The matrix-product kernels of one arithmetic, for every block size. Declared here, defined in matmul_instances.cuh and
-// instantiated in one matmul_<arithmetic>.cu each, so that they compile side by side.
+// The matrix-product kernels of one arithmetic, for every block size. Declared here, defined in
+// matmul_instances.cuh and instantiated in one matmul_<arithmetic>.cu each, so that they compile
+// side by side.
 #ifndef BLOCKSPARSE_KERNELS_MATMUL_INSTANCES_H_
 #define BLOCKSPARSE_KERNELS_MATMUL_INSTANCES_H_
 
@@ -7,7 +8,8 @@
 
 namespace blocksparse {
 
-// How dw's batch is divided over thread blocks: a function of the sizes and the device alone, so that results repeat.
+// How dw's batch is divided over thread blocks: a function of the sizes and the device alone, so
+// that results repeat.
 struct DwSplit {
   int num_splits;
   int64_t chunks_per_split;

@@ -1,10 +1,12 @@
-// Tiles of the matrix-product kernels: what varies by arithmetic, block size and orientation, as types.
+// Tiles of the matrix-product kernels: what varies by arithmetic, block size and orientation, as
+// types.
 //
 // All three products are C[128, B] = A[128, depth] B[depth, B], walked in chunks of the depth:
-//   fprop, dx   A: 128 rows of the batch   B: blocks of W      depth: the features of a block column's blocks
-//   dw          A: up to 128 / B blocks of x, stacked   B: one block column of dy   depth: the batch
-// A chunk is cut into pieces that each lie in one block (fprop, dx): small blocks share a chunk, so that B = 8 too fills
-// the tensor cores' depth of 16.
+//   fprop, dx   A: 128 rows of the batch   B: blocks of W      depth: the features of a block
+//   column's blocks dw          A: up to 128 / B blocks of x, stacked   B: one block column of dy
+//   depth: the batch
+// A chunk is cut into pieces that each lie in one block (fprop, dx): small blocks share a chunk, so
+// that B = 8 too fills the tensor cores' depth of 16.
 #ifndef BLOCKSPARSE_KERNELS_MATMUL_POLICY_H_
 #define BLOCKSPARSE_KERNELS_MATMUL_POLICY_H_
 
@@ -30,7 +32,8 @@ struct MatmulPolicy {
   static constexpr int kTileRows = kDwTileRows;
   // 64 bytes of depth a row, or 128 where blocks are wide enough to fill them.
   static constexpr int kChunk = sizeof(T) == 2 && kBlockSize >= 64 ? 64 : 32;
-  // As many stages as leave room for two thread blocks on an SM up to B = 32, and for one on the smallest (99 KiB).
+  // As many stages as leave room for two thread blocks on an SM up to B = 32, and for one on the
+  // smallest (99 KiB).
   static constexpr int kStages = kBlockSize <= 32 ? 4 : kBlockSize == 64 ? 3 : 2;
 
   // Warps: 32 rows each; B = 128 is shared between two, so that no thread holds over 64 sums.
@@ -46,8 +49,9 @@ struct MatmulPolicy {
 
   static constexpr int kVector = kVectorBytes / sizeof(T);  // elements of one vector access
 
-  // Leading dimensions in elements. The pads make the fragment loads free of bank conflicts: rows that hold the depth
-  // shift by 16 bytes, the others by 8 elements; a row of 8 elements needs none.
+  // Leading dimensions in elements. The pads make the fragment loads free of bank conflicts: rows
+  // that hold the depth shift by 16 bytes, the others by 8 elements; a row of 8 elements needs
+  // none.
   static constexpr int kPadOther(int size) { return size == 8 ? 0 : 8; }
   static constexpr int kLdA =
       kMajorA == Major::kDepth ? kChunk + kVector : kTileRows + kPadOther(kTileRows);
@@ -57,18 +61,21 @@ struct MatmulPolicy {
   static constexpr int kSizeB = kLdB * (kMajorB == Major::kDepth ? kBlockSize : kChunk);
   static constexpr int kStageElements = kSizeA + kSizeB;
 
-  // The epilogue reuses the stages for a tile of the result, at most float32, in either orientation.
+  // The epilogue reuses the stages for a tile of the result, at most float32, in either
+  // orientation.
   static constexpr int kLdResult = kBlockSize + kVector;
   static constexpr int kLdResultT = kTileRows + kVector;
   static constexpr int Max(int a, int b) { return a > b ? a : b; }
-  static constexpr int kResultBytes = Max(kTileRows * kLdResult, kBlockSize * kLdResultT) * 4;
+  static constexpr int kResultBytes = Max(kTileRows * kLdResult, kBlockSize* kLdResultT) * 4;
   static constexpr int kPipelineBytes = kStages * kStageElements * static_cast<int>(sizeof(T));
   static constexpr int kSmemBytes = Max(kPipelineBytes, kResultBytes);
 
   static_assert(kTileRows % kBlockSize == 0, "dw stacks whole blocks");
-  static_assert(kChunk % Math::kDepth == 0, "a chunk is a whole number of matrix instructions deep");
+  static_assert(kChunk % Math::kDepth == 0,
+                "a chunk is a whole number of matrix instructions deep");
   static_assert(kPieceDepth % kVector == 0, "a vector lies in one piece");
-  static_assert(kLdA % kVector == 0 && kLdB % kVector == 0 && kSizeA % kVector == 0, "vector stores are aligned");
+  static_assert(kLdA % kVector == 0 && kLdB % kVector == 0 && kSizeA % kVector == 0,
+                "vector stores are aligned");
   static_assert(kSmemBytes <= kMaxSmemBytes, "the tile must fit every supported architecture");
 };
 

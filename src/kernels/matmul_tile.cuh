@@ -1,8 +1,9 @@
 // What the matrix-product kernels share: the pipelined multiplication of one tile, and its store.
 //
-// A thread block computes C[128, B]. It walks the depth in chunks; a ring of kStages chunks in shared memory is filled
-// by asynchronous copies while the warps multiply the oldest one. What to copy is the kernels' business: they pass a
-// Loader with   Load(chunk, T* a, T* b, float* gates)   that fills one stage, called for chunk = 0, 1, 2, ... in turn.
+// A thread block computes C[128, B]. It walks the depth in chunks; a ring of kStages chunks in
+// shared memory is filled by asynchronous copies while the warps multiply the oldest one. What to
+// copy is the kernels' business: they pass a Loader with   Load(chunk, T* a, T* b, float* gates)
+// that fills one stage, called for chunk = 0, 1, 2, ... in turn.
 #ifndef BLOCKSPARSE_KERNELS_MATMUL_TILE_CUH_
 #define BLOCKSPARSE_KERNELS_MATMUL_TILE_CUH_
 
@@ -35,8 +36,8 @@ struct WarpTile {
   }
 
   // Adds the product of one stage. gates: one factor for each piece of the depth, or null.
-  __device__ __forceinline__ void MultiplyChunk(const typename Policy::T* a, const typename Policy::T* b,
-                                                const float* gates) {
+  __device__ __forceinline__ void MultiplyChunk(const typename Policy::T* a,
+                                                const typename Policy::T* b, const float* gates) {
     using Math = typename Policy::Math;
     constexpr bool kIsDepthMajorA = Policy::kMajorA == Major::kDepth;
     constexpr bool kIsDepthMajorB = Policy::kMajorB == Major::kDepth;
@@ -48,31 +49,36 @@ struct WarpTile {
       typename Math::FragmentB fragments_b[kColTiles];
 #pragma unroll
       for (int i = 0; i < kRowTiles; ++i)
-        Math::template LoadA<kIsDepthMajorA>(fragments_a[i], a, Policy::kLdA, row + i * kMmaRows, depth);
+        Math::template LoadA<kIsDepthMajorA>(fragments_a[i], a, Policy::kLdA, row + i * kMmaRows,
+                                             depth);
       Math::template LoadB<kIsDepthMajorB>(fragments_b, b, Policy::kLdB, depth, col);
       if (gates != nullptr) {
         constexpr int kHalf = Math::kDepth / 2;
-        const float g[2] = {gates[depth / Policy::kPieceDepth], gates[(depth + kHalf) / Policy::kPieceDepth]};
+        const float g[2] = {gates[depth / Policy::kPieceDepth],
+                            gates[(depth + kHalf) / Policy::kPieceDepth]};
 #pragma unroll
         for (auto& fragment : fragments_b) Math::ScaleB(fragment, g);
       }
 #pragma unroll
       for (int i = 0; i < kRowTiles; ++i)
 #pragma unroll
-        for (int j = 0; j < kColTiles; ++j) Math::Multiply(sums[i][j], fragments_a[i], fragments_b[j]);
+        for (int j = 0; j < kColTiles; ++j)
+          Math::Multiply(sums[i][j], fragments_a[i], fragments_b[j]);
     }
   }
 };
 
-// Multiplies num_chunks chunks. `gates` is room for kStages * kPiecesPerChunk factors in shared memory, or null.
-// Ends with all of `smem` free for other use.
+// Multiplies num_chunks chunks. `gates` is room for kStages * kPiecesPerChunk factors in shared
+// memory, or null. Ends with all of `smem` free for other use.
 template <class Policy, class Loader>
-__device__ __forceinline__ void MultiplyTile(WarpTile<Policy>& tile, Loader& loader, int64_t num_chunks,
-                                             typename Policy::T* smem, float* gates) {
+__device__ __forceinline__ void MultiplyTile(WarpTile<Policy>& tile, Loader& loader,
+                                             int64_t num_chunks, typename Policy::T* smem,
+                                             float* gates) {
   using T = typename Policy::T;
   const auto load = [&](int64_t chunk, int stage) {
     T* a = smem + stage * Policy::kStageElements;
-    if (chunk < num_chunks) loader.Load(chunk, a, a + Policy::kSizeA, gates + stage * Policy::kPiecesPerChunk);
+    if (chunk < num_chunks)
+      loader.Load(chunk, a, a + Policy::kSizeA, gates + stage * Policy::kPiecesPerChunk);
     CommitCopies();  // also when there was nothing to copy, so that counting groups counts chunks
   };
 #pragma unroll
@@ -81,7 +87,8 @@ __device__ __forceinline__ void MultiplyTile(WarpTile<Policy>& tile, Loader& loa
   int stage = 0;
   for (int64_t chunk = 0; chunk < num_chunks; ++chunk) {
     WaitForCopies<Policy::kStages - 2>();
-    __syncthreads();  // this chunk has arrived for every thread, and every warp has left the stage that is filled next
+    __syncthreads();  // this chunk has arrived for every thread, and every warp has left the stage
+                      // that is filled next
     const int free_stage = stage == 0 ? Policy::kStages - 1 : stage - 1;
     load(chunk + Policy::kStages - 1, free_stage);
     const T* a = smem + stage * Policy::kStageElements;
@@ -100,11 +107,12 @@ struct Destination {
   int64_t num_valid;
 };
 
-// Stores a tile through shared memory, so that global memory sees whole vectors in either orientation.
-// destination(row) gives the place of a row of the tile, or of a column if kIsTransposed.
-// is_aligned: every destination is 16-byte aligned and holds whole vectors.
+// Stores a tile through shared memory, so that global memory sees whole vectors in either
+// orientation. destination(row) gives the place of a row of the tile, or of a column if
+// kIsTransposed. is_aligned: every destination is 16-byte aligned and holds whole vectors.
 template <class Policy, typename Out, bool kIsTransposed, class F>
-__device__ __forceinline__ void StoreTile(const WarpTile<Policy>& tile, void* smem, bool is_aligned, F destination) {
+__device__ __forceinline__ void StoreTile(const WarpTile<Policy>& tile, void* smem, bool is_aligned,
+                                          F destination) {
   constexpr int kRows = kIsTransposed ? Policy::kBlockSize : Policy::kTileRows;
   constexpr int kCols = kIsTransposed ? Policy::kTileRows : Policy::kBlockSize;
   constexpr int kLd = kIsTransposed ? Policy::kLdResultT : Policy::kLdResult;

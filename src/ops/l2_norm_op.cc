@@ -1,6 +1,6 @@
-// TensorFlow's view of the l2_norm room: registration, shapes, allocation. The arithmetic is in src/kernels/l2_norm.h.
+// TensorFlow's view of the l2_norm room: registration, shapes, allocation. The arithmetic is in
+// src/kernels/l2_norm.h.
 #include "src/kernels/l2_norm.h"
-
 #include "src/ops/layout_inputs.h"
 #include "src/ops/op_utils.h"
 #include "tensorflow/core/framework/op.h"
@@ -17,7 +17,9 @@ using ::tensorflow::shape_inference::InferenceContext;
 Dims WeightShape(int64_t num_blocks, const LayoutAttrs& attrs) {
   return {true, {num_blocks, attrs.block_size, attrs.block_size}};
 }
-Dims FeatureShape(const LayoutAttrs& attrs) { return {true, {int64_t{attrs.out_blocks} * attrs.block_size}}; }
+Dims FeatureShape(const LayoutAttrs& attrs) {
+  return {true, {int64_t{attrs.out_blocks} * attrs.block_size}};
+}
 
 REGISTER_OP("BlocksparseL2Normalize")
     .Input("x: TX")
@@ -43,7 +45,8 @@ REGISTER_OP("BlocksparseL2Normalize")
       return absl::OkStatus();
     })
     .Doc(R"(
-Gives every output feature of block-sparse weights the same length: y = gain x / sqrt(max(sum_sqr, epsilon)).
+Gives every output feature of block-sparse weights the same length:
+y = gain x / sqrt(max(sum_sqr, epsilon)).
 
 x: [num_blocks, block_size, block_size].
 gain: none, or one float[out_blocks * block_size].
@@ -94,16 +97,19 @@ class L2NormKernel : public OpKernel {
   }
 
  protected:
-  absl::Status ReadInputs(OpKernelContext* context, Layout* layout, const Tensor** x, const float** gain) const {
+  absl::Status ReadInputs(OpKernelContext* context, Layout* layout, const Tensor** x,
+                          const float** gain) const {
     TF_RETURN_IF_ERROR(ReadLayout(context, type_string(), attrs_, layout));
     TF_RETURN_IF_ERROR(context->input("x", x));
-    TF_RETURN_IF_ERROR(CheckShape(type_string(), "x", DimsOf(**x), WeightShape(layout->num_blocks, attrs_)));
+    TF_RETURN_IF_ERROR(
+        CheckShape(type_string(), "x", DimsOf(**x), WeightShape(layout->num_blocks, attrs_)));
     tensorflow::OpInputList gains;
     TF_RETURN_IF_ERROR(context->input_list("gain", &gains));
     *gain = nullptr;
     if (gains.size() == 0) return absl::OkStatus();
     if (gains.size() > 1)
-      return InvalidArgument(type_string(), ": at most one gain is supported. Received: ", gains.size());
+      return InvalidArgument(type_string(),
+                             ": at most one gain is supported. Received: ", gains.size());
     TF_RETURN_IF_ERROR(CheckShape(type_string(), "gain", DimsOf(gains[0]), FeatureShape(attrs_)));
     *gain = gains[0].flat<float>().data();
     return absl::OkStatus();
@@ -154,7 +160,8 @@ class L2NormGradOp : public L2NormKernel {
     OP_REQUIRES_OK(context, context->input("dy", &dy));
     OP_REQUIRES_OK(context, context->input("sum_sqr", &sum_sqr));
     OP_REQUIRES_OK(context, CheckShape(type_string(), "dy", DimsOf(*dy), DimsOf(*x)));
-    OP_REQUIRES_OK(context, CheckShape(type_string(), "sum_sqr", DimsOf(*sum_sqr), FeatureShape(attrs_)));
+    OP_REQUIRES_OK(context,
+                   CheckShape(type_string(), "sum_sqr", DimsOf(*sum_sqr), FeatureShape(attrs_)));
     Tensor* dx = nullptr;
     OP_REQUIRES_OK(context, context->allocate_output(0, x->shape(), &dx));
     if (args.gain != nullptr) {
@@ -177,9 +184,11 @@ class L2NormGradOp : public L2NormKernel {
   }
 };
 
-#define BLOCKSPARSE_REGISTER(DEVICE, IS_GPU)                                                                     \
-  REGISTER_KERNEL_BUILDER(Name("BlocksparseL2Normalize").Device(DEVICE).HostMemory("plan"), L2NormOp<IS_GPU>);   \
-  REGISTER_KERNEL_BUILDER(Name("BlocksparseL2NormalizeGrad").Device(DEVICE).HostMemory("plan"), L2NormGradOp<IS_GPU>)
+#define BLOCKSPARSE_REGISTER(DEVICE, IS_GPU)                                                    \
+  REGISTER_KERNEL_BUILDER(Name("BlocksparseL2Normalize").Device(DEVICE).HostMemory("plan"),     \
+                          L2NormOp<IS_GPU>);                                                    \
+  REGISTER_KERNEL_BUILDER(Name("BlocksparseL2NormalizeGrad").Device(DEVICE).HostMemory("plan"), \
+                          L2NormGradOp<IS_GPU>)
 
 BLOCKSPARSE_REGISTER(tensorflow::DEVICE_CPU, false);
 #ifdef BLOCKSPARSE_WITH_CUDA

@@ -1,5 +1,6 @@
-// The inputs and attributes that describe a block-sparse layout, and the checks of what must fit it. Each check serves
-// the shape function, where sizes may be unknown, and Compute, because eager execution runs no shape function.
+// The inputs and attributes that describe a block-sparse layout, and the checks of what must fit
+// it. Each check serves the shape function, where sizes may be unknown, and Compute, because eager
+// execution runs no shape function.
 #ifndef BLOCKSPARSE_OPS_LAYOUT_INPUTS_H_
 #define BLOCKSPARSE_OPS_LAYOUT_INPUTS_H_
 
@@ -23,9 +24,13 @@ struct Dims {
   int rank() const { return static_cast<int>(sizes.size()); }
   std::string ToString() const {
     if (!has_rank) return "<unknown>";
-    return absl::StrCat("[", absl::StrJoin(sizes, ", ", [](std::string* out, int64_t size) {
-                          absl::StrAppend(out, size == kUnknown ? "?" : absl::StrCat(size));
-                        }), "]");
+    return absl::StrCat("[",
+                        absl::StrJoin(sizes, ", ",
+                                      [](std::string* out, int64_t size) {
+                                        absl::StrAppend(
+                                            out, size == kUnknown ? "?" : absl::StrCat(size));
+                                      }),
+                        "]");
   }
 };
 
@@ -35,7 +40,8 @@ inline Dims DimsOf(const tensorflow::Tensor& tensor) {
   return dims;
 }
 
-inline Dims DimsOf(tensorflow::shape_inference::InferenceContext* c, tensorflow::shape_inference::ShapeHandle shape) {
+inline Dims DimsOf(tensorflow::shape_inference::InferenceContext* c,
+                   tensorflow::shape_inference::ShapeHandle shape) {
   Dims dims;
   dims.has_rank = c->RankKnown(shape);
   for (int i = 0; dims.has_rank && i < c->Rank(shape); ++i) {
@@ -55,7 +61,8 @@ struct LayoutAttrs {
   // Reads them from an OpKernelConstruction or an InferenceContext.
   template <class Context>
   absl::Status Read(Context* context) {
-    for (const auto& [name, field] : {std::pair{"block_size", &block_size}, {"in_blocks", &in_blocks},
+    for (const auto& [name, field] : {std::pair{"block_size", &block_size},
+                                      {"in_blocks", &in_blocks},
                                       {"out_blocks", &out_blocks}}) {
       const absl::Status status = context->GetAttr(name, field);
       if (!status.ok()) return status;
@@ -73,17 +80,19 @@ struct LayoutAttrs {
 };
 
 // An activation has rank 2 or more and `blocks` blocks of features.
-inline absl::Status CheckActivation(const std::string& op, const std::string& name, const Dims& dims,
-                                    const LayoutAttrs& attrs, int64_t blocks) {
+inline absl::Status CheckActivation(const std::string& op, const std::string& name,
+                                    const Dims& dims, const LayoutAttrs& attrs, int64_t blocks) {
   if (!dims.has_rank) return absl::OkStatus();
   if (dims.rank() < 2)
-    return InvalidArgument(op, ": ", name, " must have rank 2 or more (features and minibatch). Received: ", name,
+    return InvalidArgument(op, ": ", name,
+                           " must have rank 2 or more (features and minibatch). Received: ", name,
                            ".shape=", dims.ToString());
   const int64_t features = dims.sizes[attrs.FeatureDim(dims.rank())];
   if (features != Dims::kUnknown && features != blocks * attrs.block_size)
-    return InvalidArgument(op, ": ", name, " must have ", blocks * attrs.block_size, " features on ",
-                           attrs.feature_axis == 1 ? "the last axis" : "axis 0", " (", blocks, " blocks of ",
-                           attrs.block_size, ", feature_axis=", attrs.feature_axis, "). Received: ", name,
+    return InvalidArgument(op, ": ", name, " must have ", blocks * attrs.block_size,
+                           " features on ", attrs.feature_axis == 1 ? "the last axis" : "axis 0",
+                           " (", blocks, " blocks of ", attrs.block_size,
+                           ", feature_axis=", attrs.feature_axis, "). Received: ", name,
                            ".shape=", dims.ToString());
   return absl::OkStatus();
 }
@@ -97,26 +106,26 @@ inline absl::Status CheckShape(const std::string& op, const std::string& name, c
     matches = dims.sizes[i] == expected.sizes[i] || dims.sizes[i] == Dims::kUnknown ||
               expected.sizes[i] == Dims::kUnknown;
   if (matches) return absl::OkStatus();
-  return InvalidArgument(op, ": ", name, " must have shape ", expected.ToString(), ". Received: ", name,
-                         ".shape=", dims.ToString());
+  return InvalidArgument(op, ": ", name, " must have shape ", expected.ToString(),
+                         ". Received: ", name, ".shape=", dims.ToString());
 }
 
 // Reads the inputs "lut" and "plan" and checks them against the attributes.
-inline absl::Status ReadLayout(tensorflow::OpKernelContext* context, const std::string& op, const LayoutAttrs& attrs,
-                               Layout* layout) {
+inline absl::Status ReadLayout(tensorflow::OpKernelContext* context, const std::string& op,
+                               const LayoutAttrs& attrs, Layout* layout) {
   const tensorflow::Tensor* lut = nullptr;
   const tensorflow::Tensor* plan = nullptr;
   absl::Status status = context->input("lut", &lut);
   if (status.ok()) status = context->input("plan", &plan);
   if (!status.ok()) return status;
-  status = ToAbsl(op, ParseLayout(plan->flat<int32_t>().data(), plan->NumElements(), lut->flat<int64_t>().data(),
-                                  lut->NumElements(), layout));
+  status = ToAbsl(op, ParseLayout(plan->flat<int32_t>().data(), plan->NumElements(),
+                                  lut->flat<int64_t>().data(), lut->NumElements(), layout));
   if (!status.ok()) return status;
   if (layout->block_size != attrs.block_size || layout->in_blocks != attrs.in_blocks ||
       layout->out_blocks != attrs.out_blocks)
-    return InvalidArgument(op, ": the layout must have ", attrs.in_blocks, " x ", attrs.out_blocks, " blocks of ",
-                           attrs.block_size, ". Received: ", layout->in_blocks, " x ", layout->out_blocks,
-                           " blocks of ", layout->block_size);
+    return InvalidArgument(op, ": the layout must have ", attrs.in_blocks, " x ", attrs.out_blocks,
+                           " blocks of ", attrs.block_size, ". Received: ", layout->in_blocks,
+                           " x ", layout->out_blocks, " blocks of ", layout->block_size);
   return absl::OkStatus();
 }
 

@@ -1,4 +1,5 @@
-// TensorFlow's view of the matmul room: registration, shapes, allocation. The arithmetic is in src/kernels/matmul.h.
+// TensorFlow's view of the matmul room: registration, shapes, allocation. The arithmetic is in
+// src/kernels/matmul.h.
 #include <type_traits>
 
 #include "src/kernels/matmul.h"
@@ -32,7 +33,8 @@ absl::Status ProductShape(InferenceContext* c, bool is_dx) {
   const std::string op = is_dx ? "BlocksparseMatmulDX" : "BlocksparseMatmul";
   const ShapeHandle x = c->input(0);
   TF_RETURN_IF_ERROR(CheckActivation(op, is_dx ? "dy" : "x", DimsOf(c, x), attrs, from));
-  TF_RETURN_IF_ERROR(CheckShape(op, "w", DimsOf(c, c->input(1)), WeightShape(Dims::kUnknown, attrs)));
+  TF_RETURN_IF_ERROR(
+      CheckShape(op, "w", DimsOf(c, c->input(1)), WeightShape(Dims::kUnknown, attrs)));
   ShapeHandle y = c->UnknownShape();
   if (c->RankKnown(x))
     TF_RETURN_IF_ERROR(
@@ -47,10 +49,10 @@ absl::Status DwShape(InferenceContext* c) {
   int32_t num_pairs = 0;
   TF_RETURN_IF_ERROR(c->GetAttr("num_pairs", &num_pairs));
   for (int i = 0; i < num_pairs; ++i) {
-    TF_RETURN_IF_ERROR(
-        CheckActivation("BlocksparseMatmulDW", "x", DimsOf(c, c->input(i)), attrs, attrs.in_blocks));
-    TF_RETURN_IF_ERROR(CheckActivation("BlocksparseMatmulDW", "dy", DimsOf(c, c->input(num_pairs + i)), attrs,
-                                       attrs.out_blocks));
+    TF_RETURN_IF_ERROR(CheckActivation("BlocksparseMatmulDW", "x", DimsOf(c, c->input(i)), attrs,
+                                       attrs.in_blocks));
+    TF_RETURN_IF_ERROR(CheckActivation(
+        "BlocksparseMatmulDW", "dy", DimsOf(c, c->input(num_pairs + i)), attrs, attrs.out_blocks));
   }
   c->set_output(0, c->MakeShape({c->UnknownDim(), attrs.block_size, attrs.block_size}));
   return absl::OkStatus();
@@ -125,7 +127,8 @@ REGISTER_OP("BlocksparseMatmulDW")
     .Attr("dw_dtype: {float, half, bfloat16}")
     .SetShapeFn(DwShape)
     .Doc(R"(
-dw = sum over the pairs of x^T dy, at the stored blocks only: the gradient of BlocksparseMatmul with respect to w.
+dw = sum over the pairs of x^T dy, at the stored blocks only: the gradient of BlocksparseMatmul with
+respect to w.
 
 x: at most 128 activations, each with its own minibatch.
 dy: as many output gradients; dy[i] has the minibatch of x[i].
@@ -142,13 +145,15 @@ REGISTER_OP("BlocksparseMatmulDG")
     .Attr("T: {float, half, bfloat16}")
     .Attr("dw_dtype: {float, half, bfloat16}")
     .SetShapeFn([](InferenceContext* c) {
-      TF_RETURN_IF_ERROR(CheckShape("BlocksparseMatmulDG", "w", DimsOf(c, c->input(1)), DimsOf(c, c->input(0))));
+      TF_RETURN_IF_ERROR(
+          CheckShape("BlocksparseMatmulDG", "w", DimsOf(c, c->input(1)), DimsOf(c, c->input(0))));
       c->set_output(0, c->input(0));
       c->set_output(1, c->input(2));
       return absl::OkStatus();
     })
     .Doc(R"(
-The gradients of gated weights g w from the gradient of their product: dg[b] = sum dw[b] w[b], dw_out[b] = gate[b] dw[b].
+The gradients of gated weights g w from the gradient of their product:
+dg[b] = sum dw[b] w[b], dw_out[b] = gate[b] dw[b].
 )");
 
 // What the three products have in common: the layout and a gate.
@@ -160,22 +165,26 @@ class ProductKernel : public OpKernel {
     OP_REQUIRES_OK(context, context->GetAttr("T", &dtype));
     OP_REQUIRES_OK(context, context->GetAttr("dw_dtype", &dw_dtype_));
     dtype_ = DTypeOf(dtype);
-    OP_REQUIRES(context, IsMatmulSupported(dtype_, attrs_.block_size, attrs_.feature_axis),
-                InvalidArgument(type_string(), ": block_size ", attrs_.block_size, " with feature_axis ",
-                                attrs_.feature_axis,
-                                " is not supported. Supported: 8, 16, 32, 64, 128 with feature_axis 0, 1"));
+    OP_REQUIRES(
+        context, IsMatmulSupported(dtype_, attrs_.block_size, attrs_.feature_axis),
+        InvalidArgument(type_string(), ": block_size ", attrs_.block_size, " with feature_axis ",
+                        attrs_.feature_axis,
+                        " is not supported. Supported: 8, 16, 32, 64, 128 with feature_axis 0, 1"));
   }
 
  protected:
-  absl::Status ReadLayoutAndGate(OpKernelContext* context, Layout* layout, const float** gate) const {
+  absl::Status ReadLayoutAndGate(OpKernelContext* context, Layout* layout,
+                                 const float** gate) const {
     TF_RETURN_IF_ERROR(ReadLayout(context, type_string(), attrs_, layout));
     tensorflow::OpInputList gates;
     TF_RETURN_IF_ERROR(context->input_list("gate", &gates));
     *gate = nullptr;
     if (gates.size() == 0) return absl::OkStatus();
     if (gates.size() > 1)
-      return InvalidArgument(type_string(), ": at most one gate is supported. Received: ", gates.size());
-    TF_RETURN_IF_ERROR(CheckShape(type_string(), "gate", DimsOf(gates[0]), {true, {layout->num_blocks}}));
+      return InvalidArgument(type_string(),
+                             ": at most one gate is supported. Received: ", gates.size());
+    TF_RETURN_IF_ERROR(
+        CheckShape(type_string(), "gate", DimsOf(gates[0]), {true, {layout->num_blocks}}));
     *gate = gates[0].flat<float>().data();
     return absl::OkStatus();
   }
@@ -197,8 +206,10 @@ class MatmulOp : public ProductKernel {
     const Tensor& w = context->input(1);
     const int64_t from = kIsDx ? attrs_.out_blocks : attrs_.in_blocks;
     const int64_t to = kIsDx ? attrs_.in_blocks : attrs_.out_blocks;
-    OP_REQUIRES_OK(context, CheckActivation(type_string(), kIsDx ? "dy" : "x", DimsOf(x), attrs_, from));
-    OP_REQUIRES_OK(context, CheckShape(type_string(), "w", DimsOf(w), WeightShape(args.layout.num_blocks, attrs_)));
+    OP_REQUIRES_OK(context,
+                   CheckActivation(type_string(), kIsDx ? "dy" : "x", DimsOf(x), attrs_, from));
+    OP_REQUIRES_OK(context, CheckShape(type_string(), "w", DimsOf(w),
+                                       WeightShape(args.layout.num_blocks, attrs_)));
 
     TensorShape shape = x.shape();
     shape.set_dim(attrs_.FeatureDim(x.dims()), to * attrs_.block_size);
@@ -243,12 +254,14 @@ class MatmulDwOp : public ProductKernel {
     args.feature_axis = attrs_.feature_axis;
     args.allow_tf32 = tensorflow::tensor_float_32_execution_enabled();
     args.dw = dw->data();
-    OP_REQUIRES(context, args.dw_dtype == dtype_ || args.dw_dtype == DType::kFloat32,
-                InvalidArgument(type_string(), ": dw_dtype must be float32 or the dtype of x. Received: ",
-                                tensorflow::DataTypeString(dw_dtype_)));
+    OP_REQUIRES(
+        context, args.dw_dtype == dtype_ || args.dw_dtype == DType::kFloat32,
+        InvalidArgument(type_string(), ": dw_dtype must be float32 or the dtype of x. Received: ",
+                        tensorflow::DataTypeString(dw_dtype_)));
     if constexpr (kIsGpu) {
       int64_t workspace_bytes = 0;
-      OP_REQUIRES_OK(context, ToAbsl(type_string(), MatmulDwWorkspaceBytes(args, &workspace_bytes)));
+      OP_REQUIRES_OK(context,
+                     ToAbsl(type_string(), MatmulDwWorkspaceBytes(args, &workspace_bytes)));
       Tensor workspace;
       if (workspace_bytes > 0) {
         const TensorShape floats({workspace_bytes / static_cast<int64_t>(sizeof(float))});
@@ -268,15 +281,20 @@ class MatmulDwOp : public ProductKernel {
     TF_RETURN_IF_ERROR(context->input_list("x", &x));
     TF_RETURN_IF_ERROR(context->input_list("dy", &dy));
     if (x.size() > kMaxMatmulPairs)
-      return InvalidArgument(type_string(), ": at most ", kMaxMatmulPairs, " pairs. Received: ", x.size());
+      return InvalidArgument(type_string(), ": at most ", kMaxMatmulPairs,
+                             " pairs. Received: ", x.size());
     args->num_pairs = x.size();
     for (int i = 0; i < x.size(); ++i) {
-      TF_RETURN_IF_ERROR(CheckActivation(type_string(), "x", DimsOf(x[i]), attrs_, attrs_.in_blocks));
-      TF_RETURN_IF_ERROR(CheckActivation(type_string(), "dy", DimsOf(dy[i]), attrs_, attrs_.out_blocks));
+      TF_RETURN_IF_ERROR(
+          CheckActivation(type_string(), "x", DimsOf(x[i]), attrs_, attrs_.in_blocks));
+      TF_RETURN_IF_ERROR(
+          CheckActivation(type_string(), "dy", DimsOf(dy[i]), attrs_, attrs_.out_blocks));
       const int64_t batch = x[i].NumElements() / (int64_t{attrs_.in_blocks} * attrs_.block_size);
-      const int64_t dy_batch = dy[i].NumElements() / (int64_t{attrs_.out_blocks} * attrs_.block_size);
+      const int64_t dy_batch =
+          dy[i].NumElements() / (int64_t{attrs_.out_blocks} * attrs_.block_size);
       if (batch != dy_batch)
-        return InvalidArgument(type_string(), ": x and dy must have the same minibatch. Received: x.shape=",
+        return InvalidArgument(type_string(),
+                               ": x and dy must have the same minibatch. Received: x.shape=",
                                DimsOf(x[i]).ToString(), ", dy.shape=", DimsOf(dy[i]).ToString());
       args->pairs[i] = {x[i].data(), dy[i].data(), batch};
     }
@@ -293,32 +311,43 @@ class MatmulDgOp : public OpKernel {
     const Tensor& dw = context->input(0);
     const Tensor& w = context->input(1);
     const Tensor& gate = context->input(2);
-    OP_REQUIRES(context, w.dims() == 3 && w.dim_size(1) == w.dim_size(2),
-                InvalidArgument(type_string(), ": w must have shape [num_blocks, B, B]. Received: w.shape=",
-                                DimsOf(w).ToString()));
+    OP_REQUIRES(
+        context, w.dims() == 3 && w.dim_size(1) == w.dim_size(2),
+        InvalidArgument(type_string(), ": w must have shape [num_blocks, B, B]. Received: w.shape=",
+                        DimsOf(w).ToString()));
     OP_REQUIRES_OK(context, CheckShape(type_string(), "dw", DimsOf(dw), DimsOf(w)));
-    OP_REQUIRES_OK(context, CheckShape(type_string(), "gate", DimsOf(gate), {true, {w.dim_size(0)}}));
+    OP_REQUIRES_OK(context,
+                   CheckShape(type_string(), "gate", DimsOf(gate), {true, {w.dim_size(0)}}));
     Tensor* dw_out = nullptr;
     Tensor* dg = nullptr;
     OP_REQUIRES_OK(context, context->allocate_output(0, dw.shape(), &dw_out));
     OP_REQUIRES_OK(context, context->allocate_output(1, gate.shape(), &dg));
     if (dw.NumElements() == 0) return;
-    const MatmulGateGradArgs args = {
-        DTypeOf(w.dtype()), DTypeOf(dw.dtype()), static_cast<int>(w.dim_size(1)), w.dim_size(0),
-        dw.data(),          w.data(),            gate.flat<float>().data(),       dw_out->data(),
-        dg->flat<float>().data()};
+    const MatmulGateGradArgs args = {DTypeOf(w.dtype()),
+                                     DTypeOf(dw.dtype()),
+                                     static_cast<int>(w.dim_size(1)),
+                                     w.dim_size(0),
+                                     dw.data(),
+                                     w.data(),
+                                     gate.flat<float>().data(),
+                                     dw_out->data(),
+                                     dg->flat<float>().data()};
     if constexpr (kIsGpu) {
       OP_REQUIRES_OK(context, ToAbsl(type_string(), MatmulGateGradGpu(args, StreamOf(context))));
     } else {
-      OP_REQUIRES_OK(context, ToAbsl(type_string(), MatmulGateGradCpu(args, ParallelForOf(context))));
+      OP_REQUIRES_OK(context,
+                     ToAbsl(type_string(), MatmulGateGradCpu(args, ParallelForOf(context))));
     }
   }
 };
 
-#define BLOCKSPARSE_REGISTER(DEVICE, IS_GPU)                                                                       \
-  REGISTER_KERNEL_BUILDER(Name("BlocksparseMatmul").Device(DEVICE).HostMemory("plan"), MatmulOp<IS_GPU, false>);  \
-  REGISTER_KERNEL_BUILDER(Name("BlocksparseMatmulDX").Device(DEVICE).HostMemory("plan"), MatmulOp<IS_GPU, true>); \
-  REGISTER_KERNEL_BUILDER(Name("BlocksparseMatmulDW").Device(DEVICE).HostMemory("plan"), MatmulDwOp<IS_GPU>);     \
+#define BLOCKSPARSE_REGISTER(DEVICE, IS_GPU)                                             \
+  REGISTER_KERNEL_BUILDER(Name("BlocksparseMatmul").Device(DEVICE).HostMemory("plan"),   \
+                          MatmulOp<IS_GPU, false>);                                      \
+  REGISTER_KERNEL_BUILDER(Name("BlocksparseMatmulDX").Device(DEVICE).HostMemory("plan"), \
+                          MatmulOp<IS_GPU, true>);                                       \
+  REGISTER_KERNEL_BUILDER(Name("BlocksparseMatmulDW").Device(DEVICE).HostMemory("plan"), \
+                          MatmulDwOp<IS_GPU>);                                           \
   REGISTER_KERNEL_BUILDER(Name("BlocksparseMatmulDG").Device(DEVICE), MatmulDgOp<IS_GPU>)
 
 BLOCKSPARSE_REGISTER(tensorflow::DEVICE_CPU, false);

@@ -1,4 +1,5 @@
-// What every op needs from TensorFlow: the stream, the thread pool, dtypes and errors, in the terms of src/kernels.
+// What every op needs from TensorFlow: the stream, the thread pool, dtypes and errors, in the terms
+// of src/kernels.
 #ifndef BLOCKSPARSE_OPS_OP_UTILS_H_
 #define BLOCKSPARSE_OPS_OP_UTILS_H_
 
@@ -26,9 +27,10 @@ inline Stream StreamOf(tensorflow::OpKernelContext* context) {
 // TensorFlow's intra-op threads as the kernels' ParallelFor. Valid during Compute.
 inline ParallelFor ParallelForOf(tensorflow::OpKernelContext* context) {
   const auto& threads = *context->device()->tensorflow_cpu_worker_threads();
-  return [&threads](int64_t total, int64_t cost, const std::function<void(int64_t, int64_t)>& body) {
-    tensorflow::Shard(threads.num_threads, threads.workers, total, cost, body);
-  };
+  return
+      [&threads](int64_t total, int64_t cost, const std::function<void(int64_t, int64_t)>& body) {
+        tensorflow::Shard(threads.num_threads, threads.workers, total, cost, body);
+      };
 }
 
 // float32, float16 or bfloat16; attributes admit nothing else.

@@ -7,8 +7,8 @@ namespace blocksparse {
 constexpr int kWarpSize = 32;
 // Bytes of one vector access: the widest that cp.async and a single load instruction take.
 constexpr int kVectorBytes = 16;
-// Dynamic shared memory that one block may ask for on every supported architecture; sm_86, sm_89 and sm_120 have the
-// least (99 KiB), sm_80 has 163 KiB, sm_90 227 KiB.
+// Dynamic shared memory that one block may ask for on every supported architecture; sm_86, sm_89
+// and sm_120 have the least (99 KiB), sm_80 has 163 KiB, sm_90 227 KiB.
 constexpr int kMaxSmemBytes = 99 * 1024;
 // Dynamic shared memory that needs no opt-in.
 constexpr int kDefaultSmemBytes = 48 * 1024;

@@ -1,5 +1,5 @@
-// Storage types: one enum for run time, one plain 16-bit struct each for the CPU, and their conversions to float32.
-// All arithmetic is in float32; storage types are only loaded and stored.
+// Storage types: one enum for run time, one plain 16-bit struct each for the CPU, and their
+// conversions to float32. All arithmetic is in float32; storage types are only loaded and stored.
 #ifndef BLOCKSPARSE_KERNELS_COMMON_DTYPE_H_
 #define BLOCKSPARSE_KERNELS_COMMON_DTYPE_H_
 
@@ -43,7 +43,8 @@ inline float ToFloat(Half value) {
   uint32_t bits = shifted + kRebias;
   if (exponent == kExponent) bits += kRebias;  // infinity or NaN: all ones
   if (exponent == 0) {
-    // Subnormal: with the exponent of the least normal number the mantissa lacks an implicit one too many.
+    // Subnormal: with the exponent of the least normal number the mantissa lacks an implicit one
+    // too many.
     bits = BitsOf(FloatOf(bits + kLeastNormal) - FloatOf(kRebias + kLeastNormal));
   }
   return FloatOf(bits | (value.bits & 0x8000u) << 16);
@@ -69,10 +70,12 @@ inline Half FromFloat<Half>(float value) {
   const uint32_t bits = BitsOf(value);
   const uint32_t sign = bits >> 16 & 0x8000u;
   const uint32_t magnitude = bits & 0x7fffffffu;
-  if (magnitude > 0x7f800000u) return Half{static_cast<uint16_t>(sign | 0x7e00u)};   // NaN
-  if (magnitude >= 0x477ff000u) return Half{static_cast<uint16_t>(sign | 0x7c00u)};  // rounds past 65504
+  if (magnitude > 0x7f800000u) return Half{static_cast<uint16_t>(sign | 0x7e00u)};  // NaN
+  if (magnitude >= 0x477ff000u)
+    return Half{static_cast<uint16_t>(sign | 0x7c00u)};  // rounds past 65504
   if (magnitude < 0x38800000u) {
-    // Below 2^-14: adding 0.5 leaves the subnormal's integer mantissa, rounded by the addition, in the low bits.
+    // Below 2^-14: adding 0.5 leaves the subnormal's integer mantissa, rounded by the addition, in
+    // the low bits.
     const uint32_t subnormal = BitsOf(FloatOf(magnitude) + 0.5f) - BitsOf(0.5f);
     return Half{static_cast<uint16_t>(sign | subnormal)};
   }

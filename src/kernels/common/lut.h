@@ -1,14 +1,16 @@
-// The form in which a layout reaches the kernels: two integer tensors, written by blocksparse/layout.py.
+// The form in which a layout reaches the kernels: two integer tensors, written by
+// blocksparse/layout.py.
 //
-//   plan  int32[kPlanHeader + 3 * sections], host memory: sizes, and where each section of `lut` starts
-//   lut   int64[lut_size], the device's memory: the sections, one after the other
+//   plan  int32[kPlanHeader + 3 * sections], host memory: sizes, and where each section of `lut`
+//   starts lut   int64[lut_size], the device's memory: the sections, one after the other
 //
-// The host reads only the plan and the kernels only the lut, so a step copies nothing. Both are inputs of an op: a
-// layout can change between steps without a new graph, and a kernel with another tiling adds a section, not an input.
-// (int64, because TensorFlow keeps int32 constants of a GPU graph in host memory.)
+// The host reads only the plan and the kernels only the lut, so a step copies nothing. Both are
+// inputs of an op: a layout can change between steps without a new graph, and a kernel with another
+// tiling adds a section, not an input. (int64, because TensorFlow keeps int32 constants of a GPU
+// graph in host memory.)
 //
-// Kernels check each entry against the layout's sizes and skip what is out of range: a damaged table gives wrong
-// numbers, never a wrong address.
+// Kernels check each entry against the layout's sizes and skip what is out of range: a damaged
+// table gives wrong numbers, never a wrong address.
 #ifndef BLOCKSPARSE_KERNELS_COMMON_LUT_H_
 #define BLOCKSPARSE_KERNELS_COMMON_LUT_H_
 
@@ -41,14 +43,17 @@ enum PlanField : int {
 
 // Sections of the lut. "Entries" are pairs of int32, packed low word first into an int64.
 enum Section : int32_t {
-  kSectionFpropPtr = 0,      // int64[out_blocks + 1]  first entry of each output block column
-  kSectionFpropEntries = 1,  // {input block, block}[num_blocks], sorted by (output block, input block)
-  kSectionFpropOrder = 2,    // int64[out_blocks]  output block columns, the longest first
-  kSectionDxPtr = 3,         // the same with input and output exchanged
-  kSectionDxEntries = 4,     // {output block, block}[num_blocks], sorted by (input block, output block)
+  kSectionFpropPtr = 0,  // int64[out_blocks + 1]  first entry of each output block column
+  kSectionFpropEntries =
+      1,  // {input block, block}[num_blocks], sorted by (output block, input block)
+  kSectionFpropOrder = 2,  // int64[out_blocks]  output block columns, the longest first
+  kSectionDxPtr = 3,       // the same with input and output exchanged
+  kSectionDxEntries =
+      4,  // {output block, block}[num_blocks], sorted by (input block, output block)
   kSectionDxOrder = 5,
-  kSectionBlocks = 6,   // {input block, output block}[num_blocks]  coordinates in storage order
-  kSectionDwItems = 7,  // {first entry, count}  runs of fprop entries of one column, kDwTileRows rows at most
+  kSectionBlocks = 6,  // {input block, output block}[num_blocks]  coordinates in storage order
+  kSectionDwItems =
+      7,  // {first entry, count}  runs of fprop entries of one column, kDwTileRows rows at most
   kNumSections,
 };
 
@@ -77,16 +82,19 @@ struct EntryRange {
 };
 
 // The entries of the output block column `column`; empty where the table is damaged.
-BLOCKSPARSE_HOST_DEVICE inline EntryRange ColumnEntries(const Direction& direction, int64_t num_blocks,
-                                                        int64_t column) {
+BLOCKSPARSE_HOST_DEVICE inline EntryRange ColumnEntries(const Direction& direction,
+                                                        int64_t num_blocks, int64_t column) {
   const int64_t begin = direction.ptr[column];
   const int64_t end = direction.ptr[column + 1];
-  return begin >= 0 && begin <= end && end <= num_blocks ? EntryRange{begin, end} : EntryRange{0, 0};
+  return begin >= 0 && begin <= end && end <= num_blocks ? EntryRange{begin, end}
+                                                         : EntryRange{0, 0};
 }
 
 // Whether an entry names an existing input block and an existing weight block.
-BLOCKSPARSE_HOST_DEVICE inline bool IsValid(LutEntry entry, int64_t num_inputs, int64_t num_blocks) {
-  return entry.index >= 0 && entry.index < num_inputs && entry.block >= 0 && entry.block < num_blocks;
+BLOCKSPARSE_HOST_DEVICE inline bool IsValid(LutEntry entry, int64_t num_inputs,
+                                            int64_t num_blocks) {
+  return entry.index >= 0 && entry.index < num_inputs && entry.block >= 0 &&
+         entry.block < num_blocks;
 }
 
 struct Layout {
@@ -101,18 +109,20 @@ struct Layout {
   int64_t num_dw_items;
 };
 
-// Reads the plan and finds the sections in `lut`, whose contents are not touched. Fails unless every section is there
-// with the size that the header implies and lies inside `lut_size`.
-inline Status ParseLayout(const int32_t* plan, int64_t plan_size, const int64_t* lut, int64_t lut_size,
-                          Layout* layout) {
+// Reads the plan and finds the sections in `lut`, whose contents are not touched. Fails unless
+// every section is there with the size that the header implies and lies inside `lut_size`.
+inline Status ParseLayout(const int32_t* plan, int64_t plan_size, const int64_t* lut,
+                          int64_t lut_size, Layout* layout) {
   if (plan_size < kPlanHeader || plan[kPlanFieldVersion] != kPlanVersion)
-    return Invalid("plan must be made by SparsityLayout of this version (" + std::to_string(kPlanVersion) +
-                   "). Received: " + std::to_string(plan_size) + " elements" +
+    return Invalid("plan must be made by SparsityLayout of this version (" +
+                   std::to_string(kPlanVersion) + "). Received: " + std::to_string(plan_size) +
+                   " elements" +
                    (plan_size > 0 ? ", version " + std::to_string(plan[0]) : std::string()));
   const int64_t num_sections = plan[kPlanFieldNumSections];
   if (num_sections < 0 || plan_size != kPlanHeader + 3 * num_sections)
-    return Invalid("plan must have " + std::to_string(kPlanHeader) + " + 3 * sections elements. Received: " +
-                   std::to_string(plan_size) + " for " + std::to_string(num_sections) + " sections");
+    return Invalid("plan must have " + std::to_string(kPlanHeader) +
+                   " + 3 * sections elements. Received: " + std::to_string(plan_size) + " for " +
+                   std::to_string(num_sections) + " sections");
   if (plan[kPlanFieldLutSize] != lut_size)
     return Invalid("lut must have the " + std::to_string(plan[kPlanFieldLutSize]) +
                    " elements that the plan names. Received: " + std::to_string(lut_size));
@@ -120,7 +130,8 @@ inline Status ParseLayout(const int32_t* plan, int64_t plan_size, const int64_t*
   layout->in_blocks = plan[kPlanFieldInBlocks];
   layout->out_blocks = plan[kPlanFieldOutBlocks];
   layout->num_blocks = plan[kPlanFieldNumBlocks];
-  if (layout->in_blocks < 1 || layout->out_blocks < 1 || layout->num_blocks < 1 || layout->block_size < 1)
+  if (layout->in_blocks < 1 || layout->out_blocks < 1 || layout->num_blocks < 1 ||
+      layout->block_size < 1)
     return Invalid("plan must name at least one block in each direction");
 
   const int64_t* found[kNumSections] = {};
@@ -131,25 +142,26 @@ inline Status ParseLayout(const int32_t* plan, int64_t plan_size, const int64_t*
     const int64_t size = triple[2];
     if (offset < 0 || size < 0 || offset + size > lut_size)
       return Invalid("section " + std::to_string(triple[0]) + " must lie inside the lut");
-    if (triple[0] < 0 || triple[0] >= kNumSections) continue;  // for a kernel that this library does not have
+    if (triple[0] < 0 || triple[0] >= kNumSections)
+      continue;  // for a kernel that this library does not have
     found[triple[0]] = lut + offset;
     sizes[triple[0]] = size;
   }
   const int64_t expected[kNumSections] = {
-      layout->out_blocks + 1, layout->num_blocks, layout->out_blocks,
-      layout->in_blocks + 1,  layout->num_blocks, layout->in_blocks,
-      layout->num_blocks,     sizes[kSectionDwItems],
+      layout->out_blocks + 1, layout->num_blocks, layout->out_blocks, layout->in_blocks + 1,
+      layout->num_blocks,     layout->in_blocks,  layout->num_blocks, sizes[kSectionDwItems],
   };
   for (int s = 0; s < kNumSections; ++s) {
     if (found[s] == nullptr || sizes[s] != expected[s])
-      return Invalid("section " + std::to_string(s) + " of the lut must have " + std::to_string(expected[s]) +
+      return Invalid("section " + std::to_string(s) + " of the lut must have " +
+                     std::to_string(expected[s]) +
                      " elements. Received: " + std::to_string(sizes[s]));
   }
   const auto entries = [&](Section s) { return reinterpret_cast<const LutEntry*>(found[s]); };
-  layout->fprop = {found[kSectionFpropPtr], entries(kSectionFpropEntries), found[kSectionFpropOrder],
-                   layout->in_blocks, layout->out_blocks};
-  layout->dx = {found[kSectionDxPtr], entries(kSectionDxEntries), found[kSectionDxOrder], layout->out_blocks,
-                layout->in_blocks};
+  layout->fprop = {found[kSectionFpropPtr], entries(kSectionFpropEntries),
+                   found[kSectionFpropOrder], layout->in_blocks, layout->out_blocks};
+  layout->dx = {found[kSectionDxPtr], entries(kSectionDxEntries), found[kSectionDxOrder],
+                layout->out_blocks, layout->in_blocks};
   layout->blocks = entries(kSectionBlocks);
   layout->dw_items = entries(kSectionDwItems);
   layout->num_dw_items = sizes[kSectionDwItems];

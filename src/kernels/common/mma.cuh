@@ -1,11 +1,13 @@
-// Matrix instructions of one warp, in one shape for every arithmetic: C[16, 8] += A[16, kDepth] B[kDepth, 8].
+// Matrix instructions of one warp, in one shape for every arithmetic: C[16, 8] += A[16, kDepth]
+// B[kDepth, 8].
 //
-// Each Math type has T (storage), kDepth, fragments of A and B, their loads from shared memory, and Multiply. The four
-// sums of a lane lie in C the same way for all of them: lane = 4 g + t holds C[g][2t], C[g][2t + 1], C[g + 8][2t] and
-// C[g + 8][2t + 1], which is the layout of mma.sync's accumulators.
+// Each Math type has T (storage), kDepth, fragments of A and B, their loads from shared memory, and
+// Multiply. The four sums of a lane lie in C the same way for all of them: lane = 4 g + t holds
+// C[g][2t], C[g][2t + 1], C[g + 8][2t] and C[g + 8][2t + 1], which is the layout of mma.sync's
+// accumulators.
 //
-// Loads take the tile's first element, its leading dimension `ld`, and the corner (row, depth) or (depth, col) of the
-// fragment. kIsDepthMajor: the depth is contiguous in shared memory.
+// Loads take the tile's first element, its leading dimension `ld`, and the corner (row, depth) or
+// (depth, col) of the fragment. kIsDepthMajor: the depth is contiguous in shared memory.
 #ifndef BLOCKSPARSE_KERNELS_COMMON_MMA_CUH_
 #define BLOCKSPARSE_KERNELS_COMMON_MMA_CUH_
 
@@ -28,7 +30,8 @@ __device__ __forceinline__ int Lane() { return threadIdx.x % kWarpSize; }
 __device__ __forceinline__ int MmaRow() { return Lane() / 4; }
 __device__ __forceinline__ int MmaCol() { return Lane() % 4 * 2; }
 
-// ldmatrix: four 8 x 8 matrices of 16-bit elements; lane i gives the address of row i % 8 of matrix i / 8.
+// ldmatrix: four 8 x 8 matrices of 16-bit elements; lane i gives the address of row i % 8 of matrix
+// i / 8.
 template <bool kIsTransposed>
 __device__ __forceinline__ void LoadMatrix4(const void* row, uint32_t (&r)[4]) {
   if constexpr (kIsTransposed) {
@@ -72,8 +75,10 @@ struct Math16 {
   };
 
   template <bool kIsDepthMajor>
-  static __device__ __forceinline__ void LoadA(FragmentA& a, const T* tile, int ld, int row, int depth) {
-    // Matrices in the order of the registers: (rows 0-7, depth 0-7), (8-15, 0-7), (0-7, 8-15), (8-15, 8-15).
+  static __device__ __forceinline__ void LoadA(FragmentA& a, const T* tile, int ld, int row,
+                                               int depth) {
+    // Matrices in the order of the registers: (rows 0-7, depth 0-7), (8-15, 0-7), (0-7, 8-15),
+    // (8-15, 8-15).
     const int matrix_row = row + (Lane() / 8 % 2) * 8;
     const int matrix_depth = depth + Lane() / 16 * 8;
     const T* address = kIsDepthMajor ? tile + (matrix_row + Lane() % 8) * ld + matrix_depth
@@ -83,7 +88,8 @@ struct Math16 {
 
   // kNumTiles fragments side by side, eight columns each.
   template <bool kIsDepthMajor, int kNumTiles>
-  static __device__ __forceinline__ void LoadB(FragmentB (&b)[kNumTiles], const T* tile, int ld, int depth, int col) {
+  static __device__ __forceinline__ void LoadB(FragmentB (&b)[kNumTiles], const T* tile, int ld,
+                                               int depth, int col) {
     const int matrix_depth = depth + (Lane() / 8 % 2) * 8;
     const auto address = [&](int matrix_col) {
       return kIsDepthMajor ? tile + (matrix_col + Lane() % 8) * ld + matrix_depth
@@ -104,7 +110,8 @@ struct Math16 {
     }
   }
 
-  // Multiplies depths 0 to 7 of the fragment by g[0] and 8 to 15 by g[1], in float32, and rounds to T.
+  // Multiplies depths 0 to 7 of the fragment by g[0] and 8 to 15 by g[1], in float32, and rounds to
+  // T.
   static __device__ __forceinline__ void ScaleB(FragmentB& b, const float (&g)[2]) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -117,13 +124,16 @@ struct Math16 {
   }
 
   // Not volatile: the compiler may interleave it with the loads of the next fragments.
-  static __device__ __forceinline__ void Multiply(float (&c)[4], const FragmentA& a, const FragmentB& b) {
+  static __device__ __forceinline__ void Multiply(float (&c)[4], const FragmentA& a,
+                                                  const FragmentB& b) {
     if constexpr (std::is_same_v<T, __half>) {
-      asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+          "{%8,%9}, {%0,%1,%2,%3};"
           : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
           : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "r"(b.r[0]), "r"(b.r[1]));
     } else {
-      asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+          "{%8,%9}, {%0,%1,%2,%3};"
           : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
           : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "r"(b.r[0]), "r"(b.r[1]));
     }
@@ -139,7 +149,8 @@ __device__ __forceinline__ float TileElement(const float* tile, int ld, int othe
   return kIsDepthMajor ? tile[other * ld + depth] : tile[depth * ld + other];
 }
 
-// float32 storage, products of inputs rounded to TensorFloat-32 on the tensor cores, sums in float32.
+// float32 storage, products of inputs rounded to TensorFloat-32 on the tensor cores, sums in
+// float32.
 struct Tf32Math {
   using T = float;
   static constexpr int kDepth = 8;
@@ -151,23 +162,26 @@ struct Tf32Math {
   };
 
   template <bool kIsDepthMajor>
-  static __device__ __forceinline__ void LoadA(FragmentA& a, const T* tile, int ld, int row, int depth) {
+  static __device__ __forceinline__ void LoadA(FragmentA& a, const T* tile, int ld, int row,
+                                               int depth) {
 #pragma unroll
     for (int i = 0; i < 4; ++i)
-      a.v[i] = TileElement<kIsDepthMajor>(tile, ld, row + Lane() / 4 + i % 2 * 8, depth + Lane() % 4 + i / 2 * 4);
+      a.v[i] = TileElement<kIsDepthMajor>(tile, ld, row + Lane() / 4 + i % 2 * 8,
+                                          depth + Lane() % 4 + i / 2 * 4);
 #pragma unroll
     for (float& v : a.v) v = Round(v);
   }
 
   // Rounded in Multiply, after the gate.
   template <bool kIsDepthMajor, int kNumTiles>
-  static __device__ __forceinline__ void LoadB(FragmentB (&b)[kNumTiles], const T* tile, int ld, int depth, int col) {
+  static __device__ __forceinline__ void LoadB(FragmentB (&b)[kNumTiles], const T* tile, int ld,
+                                               int depth, int col) {
 #pragma unroll
     for (int j = 0; j < kNumTiles; ++j) {
 #pragma unroll
       for (int i = 0; i < 2; ++i)
-        b[j].v[i] =
-            TileElement<kIsDepthMajor>(tile, ld, col + j * kMmaCols + Lane() / 4, depth + Lane() % 4 + i * 4);
+        b[j].v[i] = TileElement<kIsDepthMajor>(tile, ld, col + j * kMmaCols + Lane() / 4,
+                                               depth + Lane() % 4 + i * 4);
     }
   }
 
@@ -176,12 +190,15 @@ struct Tf32Math {
     b.v[1] *= g[0];
   }
 
-  static __device__ __forceinline__ void Multiply(float (&c)[4], const FragmentA& a, const FragmentB& b) {
+  static __device__ __forceinline__ void Multiply(float (&c)[4], const FragmentA& a,
+                                                  const FragmentB& b) {
     const float b0 = Round(b.v[0]);
     const float b1 = Round(b.v[1]);
-    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%0,%1,%2,%3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(Bits(a.v[0])), "r"(Bits(a.v[1])), "r"(Bits(a.v[2])), "r"(Bits(a.v[3])), "r"(Bits(b0)), "r"(Bits(b1)));
+        : "r"(Bits(a.v[0])), "r"(Bits(a.v[1])), "r"(Bits(a.v[2])), "r"(Bits(a.v[3])), "r"(Bits(b0)),
+          "r"(Bits(b1)));
   }
 
  private:
@@ -206,13 +223,16 @@ struct Fp32Math {
   };
 
   template <bool kIsDepthMajor>
-  static __device__ __forceinline__ void LoadA(FragmentA& a, const T* tile, int ld, int row, int depth) {
+  static __device__ __forceinline__ void LoadA(FragmentA& a, const T* tile, int ld, int row,
+                                               int depth) {
 #pragma unroll
-    for (int i = 0; i < 2; ++i) a.v[i] = TileElement<kIsDepthMajor>(tile, ld, row + MmaRow() + i * 8, depth);
+    for (int i = 0; i < 2; ++i)
+      a.v[i] = TileElement<kIsDepthMajor>(tile, ld, row + MmaRow() + i * 8, depth);
   }
 
   template <bool kIsDepthMajor, int kNumTiles>
-  static __device__ __forceinline__ void LoadB(FragmentB (&b)[kNumTiles], const T* tile, int ld, int depth, int col) {
+  static __device__ __forceinline__ void LoadB(FragmentB (&b)[kNumTiles], const T* tile, int ld,
+                                               int depth, int col) {
 #pragma unroll
     for (int j = 0; j < kNumTiles; ++j) {
 #pragma unroll
@@ -226,7 +246,8 @@ struct Fp32Math {
     b.v[1] *= g[0];
   }
 
-  static __device__ __forceinline__ void Multiply(float (&c)[4], const FragmentA& a, const FragmentB& b) {
+  static __device__ __forceinline__ void Multiply(float (&c)[4], const FragmentA& a,
+                                                  const FragmentB& b) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) c[i] = fmaf(a.v[i / 2], b.v[i % 2], c[i]);
   }

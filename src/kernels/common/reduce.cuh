@@ -13,7 +13,8 @@ namespace blocksparse {
 
 __device__ __forceinline__ float SumOfWarp(float value) {
 #pragma unroll
-  for (int offset = kWarpSize / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(~0u, value, offset);
+  for (int offset = kWarpSize / 2; offset > 0; offset /= 2)
+    value += __shfl_xor_sync(~0u, value, offset);
   return value;
 }
 

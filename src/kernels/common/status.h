@@ -35,10 +35,10 @@ inline Status Unsupported(std::string message) {
 
 }  // namespace blocksparse
 
-#define BLOCKSPARSE_RETURN_IF_ERROR(expression)        \
-  do {                                                 \
-    ::blocksparse::Status status_ = (expression);      \
-    if (!status_.ok()) return status_;                 \
+#define BLOCKSPARSE_RETURN_IF_ERROR(expression)   \
+  do {                                            \
+    ::blocksparse::Status status_ = (expression); \
+    if (!status_.ok()) return status_;            \
   } while (0)
 
 #endif  // BLOCKSPARSE_KERNELS_COMMON_STATUS_H_

@@ -1,42 +1,67 @@
 #include "src/kernels/common/tile_product.h"
 
+#include <cstring>
+
 namespace blocksparse {
 namespace {
 
-// One compilation for each level of the x86-64 instruction set, chosen when the library loads. The address sanitizer
-// is not ready that early, so it gets the plain one.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
-#define BLOCKSPARSE_FOR_EACH_CPU __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+// One compilation for each level of the x86-64 instruction set, chosen when the library loads. The
+// address sanitizer is not ready that early, so it gets the plain one.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && \
+    !defined(__SANITIZE_ADDRESS__)
+#define BLOCKSPARSE_FOR_EACH_CPU \
+  __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define BLOCKSPARSE_FOR_EACH_CPU
 #endif
+// So that it is compiled for the instruction set of its caller.
+#define BLOCKSPARSE_INLINE inline __attribute__((always_inline))
 
-constexpr int kRows = 4;  // rows and columns of the sums that stay in registers: 4 x 32 floats are 8 or 16 of them
-constexpr int kCols = 32;
+// Eight floats as one value: the compiler's vector extension, which becomes whatever the
+// instruction set has.
+constexpr int kLanes = 8;
+typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float))));
+
+// The tile's sums stay in registers over the whole depth: kRows x (kVectors * 8) floats.
+template <int kRows, int kVectors>
+BLOCKSPARSE_INLINE void AddProduct(const float* __restrict__ a, const float* __restrict__ b,
+                                   float* __restrict__ c, int depth, int cols) {
+  Lanes sums[kRows][kVectors];
+  for (int r = 0; r < kRows; ++r) std::memcpy(sums[r], c + r * cols, sizeof sums[r]);
+  for (int d = 0; d < depth; ++d) {
+    Lanes b_row[kVectors];
+    std::memcpy(b_row, b + d * cols, sizeof b_row);
+    for (int r = 0; r < kRows; ++r)
+      for (int v = 0; v < kVectors; ++v) sums[r][v] += a[r * depth + d] * b_row[v];
+  }
+  for (int r = 0; r < kRows; ++r) std::memcpy(c + r * cols, sums[r], sizeof sums[r]);
+}
+
+// All rows of one strip of kVectors * 8 columns.
+template <int kRows, int kVectors>
+BLOCKSPARSE_INLINE void AddStrip(const float* a, const float* b, float* c, int rows, int depth,
+                                 int cols) {
+  int row = 0;
+  for (; row + kRows <= rows; row += kRows)
+    AddProduct<kRows, kVectors>(a + row * depth, b, c + row * cols, depth, cols);
+  for (; row < rows; ++row)
+    AddProduct<1, kVectors>(a + row * depth, b, c + row * cols, depth, cols);
+}
 
 }  // namespace
 
 BLOCKSPARSE_FOR_EACH_CPU
-void AddTileProduct(const float* __restrict__ a, const float* __restrict__ b, float* __restrict__ c, int rows,
-                    int depth, int cols) {
-  for (int col = 0; col < cols; col += kCols) {
-    const int num_cols = cols - col < kCols ? cols - col : kCols;
-    for (int row = 0; row < rows; row += kRows) {
-      const int num_rows = rows - row < kRows ? rows - row : kRows;
-      if (num_rows == kRows && num_cols == kCols) {
-        float sums[kRows][kCols];
-        for (int r = 0; r < kRows; ++r)
-          for (int j = 0; j < kCols; ++j) sums[r][j] = c[(row + r) * cols + col + j];
-        for (int d = 0; d < depth; ++d)
-          for (int r = 0; r < kRows; ++r)
-            for (int j = 0; j < kCols; ++j) sums[r][j] += a[(row + r) * depth + d] * b[d * cols + col + j];
-        for (int r = 0; r < kRows; ++r)
-          for (int j = 0; j < kCols; ++j) c[(row + r) * cols + col + j] = sums[r][j];
-      } else {
-        for (int r = row; r < row + num_rows; ++r)
-          for (int d = 0; d < depth; ++d)
-            for (int j = col; j < col + num_cols; ++j) c[r * cols + j] += a[r * depth + d] * b[d * cols + j];
-      }
+void AddTileProduct(const float* a, const float* b, float* c, int rows, int depth, int cols) {
+  int col = 0;
+  for (; col + 2 * kLanes <= cols; col += 2 * kLanes)
+    AddStrip<4, 2>(a, b + col, c + col, rows, depth, cols);
+  for (; col + kLanes <= cols; col += kLanes)
+    AddStrip<8, 1>(a, b + col, c + col, rows, depth, cols);
+  for (; col < cols; ++col) {
+    for (int row = 0; row < rows; ++row) {
+      float sum = c[row * cols + col];
+      for (int d = 0; d < depth; ++d) sum += a[row * depth + d] * b[d * cols + col];
+      c[row * cols + col] = sum;
     }
   }
 }

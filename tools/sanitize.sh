@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# sanitize.sh BUILD_FOLDER: the tests under AddressSanitizer and UndefinedBehaviorSanitizer (CPU) and, where there is a
+# GPU, under compute-sanitizer's memcheck, racecheck and synccheck.
+# PYTHON names the Python to use. Any finding ends it with a non-zero status.
+set -euo pipefail
+build=$1
+tests="-q -p no:cacheprovider"
+export TF_CPP_MIN_LOG_LEVEL=3
+
+echo "== AddressSanitizer and UndefinedBehaviorSanitizer: the CPU kernels through their C interface"
+flags="-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g"
+make --no-print-directory -j2 kernels BUILD="$build" NVCC= SANITIZE="$flags" >/dev/null
+runtimes="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libubsan.so) $(g++ -print-file-name=libstdc++.so)"
+sanitized() {
+  # Python and TensorFlow themselves leak and are not instrumented; what counts is our own code.
+  LD_PRELOAD="$runtimes" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 "$@"
+}
+BLOCKSPARSE_KERNELS="$build/libblocksparse_kernels.so" \
+  sanitized "$PYTHON" -m pytest $tests --noconftest test/test_kernels.py -k "not GPU"
+
+if ! command -v compute-sanitizer >/dev/null || ! nvidia-smi >/dev/null 2>&1; then
+  echo "No GPU or no compute-sanitizer: the GPU kernels were not checked."
+  exit 0
+fi
+
+make --no-print-directory -j"$(nproc)" kernels >/dev/null
+for tool in memcheck racecheck synccheck; do
+  echo "== compute-sanitizer $tool: the GPU kernels"
+  check=(compute-sanitizer --tool "$tool" --kernel-regex kns=blocksparse --error-exitcode 9 --print-limit 20)
+  if "$PYTHON" -c 'import torch' 2>/dev/null; then
+    BLOCKSPARSE_KERNELS=build/libblocksparse_kernels.so \
+      "${check[@]}" "$PYTHON" -m pytest $tests --noconftest test/test_kernels.py -k GPU
+  fi
+  if "$PYTHON" -c 'import tensorflow' 2>/dev/null; then
+    "${check[@]}" "$PYTHON" -m pytest $tests -m gpu test/test_matmul.py test/test_matmul_gate.py test/test_l2_norm.py \
+      -k "bit_for_bit or pairs or long_minibatch or gate or (axis and N65 and empty_lines) or l2"
+  fi
+done
