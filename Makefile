@@ -44,9 +44,10 @@ OP_O      := $(patsubst src/%,$(BUILD)/%.o,$(OP_CC))
 
 WARNINGS  := -Wall -Wextra
 SANITIZE  ?=
-CXXFLAGS  := -std=c++17 -O3 -fPIC -fvisibility=hidden -MMD -I. $(WARNINGS) $(SANITIZE) \
+# NDEBUG: TensorFlow's debug checks need symbols that not every version exports; in device code an assert makes ptxas
+# serialise wgmma.
+CXXFLAGS  := -std=c++17 -O3 -DNDEBUG -fPIC -fvisibility=hidden -MMD -I. $(WARNINGS) $(SANITIZE) \
              $(if $(NVCC),-DBLOCKSPARSE_WITH_CUDA)
-# NDEBUG: an assert in device code makes ptxas serialise wgmma.
 NVCCFLAGS := -std=c++17 -O3 -DNDEBUG -I. -Xcompiler -fPIC,-fvisibility=hidden,-Wall -Xptxas=-v \
              $(foreach arch,$(CUDA_ARCHS),-gencode arch=compute_$(arch),code=sm_$(arch)) \
              -gencode arch=compute_$(CUDA_PTX),code=compute_$(CUDA_PTX)

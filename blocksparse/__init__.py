@@ -1,5 +1,6 @@
 """Block-sparse matrix products for TensorFlow, on CPU and GPU."""
 
+from blocksparse import patterns
 from blocksparse.l2_norm import l2_normalize
 from blocksparse.layout import SparsityLayout
 from blocksparse.matmul import (
@@ -33,4 +34,6 @@ __all__ = [
     "l2_normalize",
     # sparse_proj
     "SparseProj",
+    # masks: random, small-world, banded, ...
+    "patterns",
 ]

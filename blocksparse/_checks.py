@@ -3,6 +3,7 @@
 The ops check the same again where Python cannot see (unknown shapes), in `src/ops/layout_inputs.h`.
 """
 
+import numpy as np
 import tensorflow as tf
 
 DTYPES = (tf.float32, tf.float16, tf.bfloat16)
@@ -14,7 +15,8 @@ def names(dtypes):
 
 
 def check_feature_axis(who, feature_axis):
-    if feature_axis not in FEATURE_AXES or isinstance(feature_axis, bool):
+    is_integer = isinstance(feature_axis, int | np.integer) and not isinstance(feature_axis, bool)
+    if not is_integer or feature_axis not in FEATURE_AXES:
         raise ValueError(
             f"{who}: feature_axis must be 1 (features last) or 0 (features first). Received: "
             f"{feature_axis!r}"
@@ -50,6 +52,17 @@ def check_activation(who, name, tensor, layout, num_blocks, feature_axis):
             f"{who}: {name} must have {expected} features on {axis} "
             f"({num_blocks} blocks of {layout.block_size}, "
             f"feature_axis={feature_axis}). Received: {name}.shape={shape}"
+        )
+
+
+def check_same_batch(who, x, dy, layout):
+    """`x` and `dy` have equally many samples."""
+    if not (x.shape.is_fully_defined() and dy.shape.is_fully_defined()):
+        return
+    if x.shape.num_elements() * layout.out_features != dy.shape.num_elements() * layout.in_features:
+        raise ValueError(
+            f"{who}: x and dy must have the same minibatch. Received: x.shape={x.shape}, "
+            f"dy.shape={dy.shape}"
         )
 
 

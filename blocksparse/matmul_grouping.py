@@ -15,8 +15,8 @@ from blocksparse import _checks
 from blocksparse.matmul_ops import matmul_dw, op_attrs, sum_products
 
 _SUMS = ("AddN", "AddV2", "Add")
-# Ops of one gradient input through which a sum of products may pass on its way to the parameter.
-_LINEAR = ("Cast", "Identity", "BlocksparseL2NormalizeGrad")
+# What else may lie between a product and the parameter: ops linear in their first input.
+_LINEAR = ("Cast", "Identity", "BlocksparseL2NormalizeGrad", "BlocksparseMatmulDG")
 
 
 def group_param_grads(param_grad, group_size=8):
@@ -38,23 +38,25 @@ def group_param_grads(param_grad, group_size=8):
     who = "group_param_grads"
     if not 1 <= group_size <= 128:
         raise ValueError(f"{who}: group_size must be 1 to 128. Received: {group_size}")
-    if len(_find_products(who, param_grad)) < 2:
+    _check_symbolic(who, param_grad)
+    if len(_find_products(param_grad)) < 2:
         return param_grad
-    return _rebuild(param_grad, group_size)
+    return _grouped_sum(_terms(param_grad), group_size, param_grad.dtype)
 
 
 def get_bsmm_dx_ops(param_grad):
-    """The BlocksparseMatmulDX ops that share their dy with the products in a weight's gradient.
+    """The BlocksparseMatmulDX ops of the same steps as the products in a weight's gradient.
 
     Returns:
       A list of `tf.Operation` in the order of the products, for instance for control dependencies.
     Source: openai/blocksparse `get_bsmm_dx_ops`.
     """
+    _check_symbolic("get_bsmm_dx_ops", param_grad)
     found = []
-    for product in _find_products("get_bsmm_dx_ops", param_grad):
-        _, dys, _, lut, _ = _inputs(product)
+    for product in _find_products(param_grad):
+        _, dys, _, lut, plan = _inputs(product)
         for dy in dys:
-            found += [
+            candidates = [
                 op
                 for op in dy.consumers()
                 if op.type == "BlocksparseMatmulDX"
@@ -62,6 +64,9 @@ def get_bsmm_dx_ops(param_grad):
                 and op.inputs[0] is dy
                 and op not in found
             ]
+            # Another weight's DX may have the same dy and lut. But each product in a graph has a
+            # plan of its own, which its gradients share.
+            found += [op for op in candidates if op.inputs[-1] is plan] or candidates
     return found
 
 
@@ -80,7 +85,8 @@ def block_reduced_full_dw(param_grad, scale=1.0, norm="max", group_size=8):
     Source: openai/blocksparse `block_reduced_full_dw`.
     """
     del group_size
-    products = _find_products("block_reduced_full_dw", param_grad)
+    _check_symbolic("block_reduced_full_dw", param_grad)
+    products = _find_products(param_grad)
     if not products:
         raise ValueError(
             "block_reduced_full_dw: a gradient of block-sparse weights is needed. "
@@ -108,7 +114,8 @@ def reduced_full_dw(x, dy, block_size, feature_axis=1, scale=1.0, norm="max"):
     Returns:
       float32[in_blocks, out_blocks].
     Raises:
-      ValueError: norm or feature_axis is unknown, or the lists differ in length.
+      ValueError: norm or feature_axis is unknown, the lists differ in length, or the features are
+        not whole blocks.
     """
     who = "reduced_full_dw"
     _checks.check_feature_axis(who, feature_axis)
@@ -121,10 +128,15 @@ def reduced_full_dw(x, dy, block_size, feature_axis=1, scale=1.0, norm="max"):
             f"Received: {len(xs)} and {len(dys)}"
         )
 
-    def reduced(tensor):
+    def reduced(name, tensor):
         tensor = tf.convert_to_tensor(tensor)
-        features = tensor.shape[-1 if feature_axis == 1 else 0]
-        shape = [-1, features // block_size, block_size]
+        dim = -1 if feature_axis == 1 else 0
+        if tensor.shape.rank is not None and (tensor.shape[dim] or 0) % block_size:
+            raise ValueError(
+                f"{who}: {name} must have a multiple of {block_size} features, feature_axis="
+                f"{feature_axis}. Received: {name}.shape={tensor.shape}"
+            )
+        shape = [-1, tf.shape(tensor)[dim] // block_size, block_size]
         blocks = tf.reshape(tensor, shape if feature_axis == 1 else [*shape[1:], -1])
         axis = 2 if feature_axis == 1 else 1
         blocks = tf.cast(blocks, tf.float32)
@@ -135,7 +147,8 @@ def reduced_full_dw(x, dy, block_size, feature_axis=1, scale=1.0, norm="max"):
 
     transpose = {"transpose_a": feature_axis == 1, "transpose_b": feature_axis == 0}
     scores = [
-        tf.matmul(reduced(x), reduced(dy), **transpose) for x, dy in zip(xs, dys, strict=True)
+        tf.matmul(reduced("x", x), reduced("dy", dy), **transpose)
+        for x, dy in zip(xs, dys, strict=True)
     ]
     return scale * tf.add_n(scores)
 
@@ -152,7 +165,7 @@ def dw_matmul_large_n(x, dy):
     Source: openai/blocksparse `dw_matmul_large_n`.
     """
     x, dy = (
-        tf.cast(tf.reshape(t, [-1, t.shape[-1]]), tf.float32)
+        tf.cast(tf.reshape(t, [-1, tf.shape(t)[-1]]), tf.float32)
         for t in (tf.convert_to_tensor(x), tf.convert_to_tensor(dy))
     )
     return tf.matmul(x, dy, transpose_a=True)
@@ -169,74 +182,96 @@ def _inputs(product):
     return inputs[:num_pairs], inputs[num_pairs : 2 * num_pairs], gates, inputs[-2], inputs[-1]
 
 
-def _find_products(who, tensor):
-    """The BlocksparseMatmulDW ops whose sum `tensor` is, up to linear ops."""
+def _check_symbolic(who, tensor):
     if not hasattr(tensor, "op") or tf.executing_eagerly():
         raise TypeError(
             f"{who}: a symbolic tensor is needed (a TF1 graph, or inside tf.function); eager code "
             f"calls matmul_dw with lists of x and dy. Received: {type(tensor).__name__}"
         )
-    op = tensor.op
-    if op.type == "BlocksparseMatmulDW":
-        return [op]
-    if op.type in _SUMS:
-        return [product for term in op.inputs for product in _find_products(who, term)]
-    if op.type in _LINEAR:
-        return _find_products(who, op.inputs[0])
-    return []
-
-
-def _rebuild(tensor, group_size):
-    """`tensor` with the sums of products in it grouped."""
-    op = tensor.op
-    if op.type in _LINEAR:
-        inputs = [_rebuild(op.inputs[0], group_size), *op.inputs[1:]]
-        copy = op.graph.create_op(
-            op.type,
-            inputs,
-            [output.dtype for output in op.outputs],
-            attrs=_attrs(op),
-            name=f"{op.name}/grouped",
-        )
-        return copy.outputs[tensor.value_index]
-    terms = _terms(tensor)
-    products = [term.op for term in terms if term.op.type == "BlocksparseMatmulDW"]
-    if len(products) < 2:
-        return tensor
-    others = [_rebuild(term, group_size) for term in terms if term.op not in products]
-    return tf.add_n(_group(products, group_size) + others)
 
 
 def _terms(tensor):
     """The terms of nested sums."""
-    if tensor.op.type not in _SUMS:
-        return [tensor]
-    return [term for summand in tensor.op.inputs for term in _terms(summand)]
+    terms, to_visit = [], [tensor]
+    while to_visit:
+        term = to_visit.pop()
+        if term.op.type in _SUMS:
+            to_visit += list(term.op.inputs)[::-1]
+        else:
+            terms.append(term)
+    return terms
 
 
-def _group(products, group_size):
-    """Sums the products, those of one gate and layout together, as few terms."""
+def _find_products(tensor):
+    """The BlocksparseMatmulDW ops whose sum `tensor` is, up to linear ops."""
+    products = []
+    for term in _terms(tensor):
+        if term.op.type == "BlocksparseMatmulDW":
+            products.append(term.op)
+        elif term.op.type in _LINEAR:
+            products += _find_products(term.op.inputs[0])
+    return products
+
+
+def _grouped_sum(terms, group_size, dtype):
+    """The sum of `terms` in `dtype`, with the products in them grouped."""
+    products, linear, others = [], {}, []
+    for term in terms:
+        if term.op.type == "BlocksparseMatmulDW":
+            products.append(term.op)
+        elif term.op.type in _LINEAR and _find_products(term):
+            linear.setdefault(_linear_key(term), []).append(term)
+        else:
+            others.append(term)
+    sums = _group(products, group_size, dtype)
+    sums += [_sum_behind_linear(alike, group_size) for alike in linear.values()]
+    total = tf.add_n([tf.cast(term, dtype) for term in sums])
+    for other in others:  # not by add_n: they may broadcast
+        total += tf.cast(other, dtype)
+    return total
+
+
+def _linear_key(term):
+    """Equal for terms L(a) and L(b) with L(a) + L(b) = L(a + b)."""
+    op = term.op
+    attrs = tuple((name, attr.SerializeToString()) for name, attr in sorted(_attrs(op).items()))
+    return op.type, term.value_index, attrs, tuple(tensor.ref() for tensor in op.inputs[1:])
+
+
+def _sum_behind_linear(alike, group_size):
+    """L(a) + L(b) + ... as L(a + b + ...), the inner sum grouped."""
+    op = alike[0].op
+    terms = [term for tensor in alike for term in _terms(tensor.op.inputs[0])]
+    if len(alike) == 1 and len(_find_products(alike[0])) < 2:
+        return alike[0]
+    if op.type == "Cast" and alike[0].dtype == tf.float32:  # the products can be float32 themselves
+        return _grouped_sum(terms, group_size, tf.float32)
+    inputs = [_grouped_sum(terms, group_size, op.inputs[0].dtype), *op.inputs[1:]]
+    copy = op.graph.create_op(
+        op.type, inputs, [output.dtype for output in op.outputs], attrs=_attrs(op),
+        name=f"{op.name}/grouped",
+    )
+    return copy.outputs[alike[0].value_index]
+
+
+def _group(products, group_size, dtype):
+    """Sums of the products, those of one form and gate together."""
     alike = {}
     for product in products:
-        xs, dys, gates, lut, plan = _inputs(product)
-        key = lut.ref(), tuple(gate.ref() for gate in gates), product.get_attr("dw_dtype")
+        xs, dys, gates, lut, _ = _inputs(product)
+        key = (lut.ref(), tuple(gate.ref() for gate in gates), product.get_attr("T"),
+               *op_attrs(product).values())
         alike.setdefault(key, (product, []))[1].extend(zip(xs, dys, strict=True))
     sums = []
     for product, pairs in alike.values():
         _, _, gates, lut, plan = _inputs(product)
+        if len(pairs) == 1:
+            sums.append(product.outputs[0])
+            continue
         for first in range(0, len(pairs), group_size):
             xs, dys = zip(*pairs[first : first + group_size], strict=True)
-            sums.append(
-                sum_products(
-                    list(xs),
-                    list(dys),
-                    gates,
-                    lut,
-                    plan,
-                    product.get_attr("dw_dtype"),
-                    op_attrs(product),
-                )
-            )
+            attrs = op_attrs(product)
+            sums.append(sum_products(list(xs), list(dys), gates, lut, plan, dtype, attrs))
     return sums
 
 

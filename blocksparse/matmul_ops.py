@@ -151,6 +151,7 @@ def matmul_dw(x, dy, layout, *, feature_axis=1, gate=None, dw_dtype=None, name=N
         _checks.check_dtype(who, "dy", dy.dtype, dtype, " as x")
         _checks.check_activation(who, "x", x, layout, layout.in_blocks, feature_axis)
         _checks.check_activation(who, "dy", dy, layout, layout.out_blocks, feature_axis)
+        _checks.check_same_batch(who, x, dy, layout)
     dw_dtype = _check_dw_dtype(who, dtype if dw_dtype is None else dw_dtype, dtype)
     gates = _check_gate(who, gate, layout)
     attrs = _layout_attrs(layout, feature_axis)

@@ -90,12 +90,12 @@ class SparseProj:
 
     def scatter_add(self, x, y):
         """x[nhidden, ...] with y[nproj, ...] added at the chosen features. Neither is changed."""
-        return self._checked("x", x, self.nhidden) + self.scatter(y)
+        x, y = self._checked_pair(x, y)
+        return x + self._scatter(y)
 
     def scatter_mul(self, x, y):
         """x[nhidden, ...] times y[nproj, ...] at the chosen features. Neither is changed."""
-        x = self._checked("x", x, self.nhidden)
-        y = self._checked("y", y, self.nproj)
+        x, y = self._checked_pair(x, y)
         return x * tf.where(self._is_chosen(x), self._scatter(y), tf.ones([], x.dtype))
 
     # ---- one gather in each direction, each the other's gradient ----
@@ -140,6 +140,17 @@ class SparseProj:
                 f"Received: {name}.shape={x.shape}"
             )
         return x
+
+    def _checked_pair(self, x, y):
+        x, y = self._checked("x", x, self.nhidden), self._checked("y", y, self.nproj)
+        expected = x.shape.as_list()
+        expected[self._axis(x)] = self.nproj
+        if not y.shape.is_compatible_with(expected):
+            raise ValueError(
+                f"{self.name}: y must have the shape of x but for {self.nproj} features, "
+                f"{expected}. Received: y.shape={y.shape}"
+            )
+        return x, y
 
 
 def _check_lut(gather_lut, nhidden):

@@ -40,68 +40,78 @@ struct DwLoader {
   static constexpr int kBlockSize = Policy::kBlockSize;
   static constexpr int kVector = Policy::kVector;
   static constexpr int kChunk = Policy::kChunk;
+  static constexpr bool kIsAxis1 = Policy::kMajorA == Major::kOther;
+
+  // [N, features]: rows are samples; [features, N]: rows are features.
+  template <int kFeatures, int kLd>
+  using Copy = TileCopy<T, kIsAxis1 ? kChunk : kFeatures, kIsAxis1 ? kFeatures : kChunk, kLd,
+                        Policy::kThreads>;
 
   const DwParams& p;
   const int* in_blocks;  // shared memory: the input block of each stacked block, -1 for none
   int out_block;
+  Copy<Policy::kTileRows, Policy::kLdA> copy_x;
+  Copy<kBlockSize, Policy::kLdB> copy_dy;
   int pair_idx = 0;
-  int64_t pair_chunk = 0;
+  int64_t n = 0;  // the next chunk's first sample
 
-  // Skips to a chunk of the concatenated batches.
-  __device__ __forceinline__ void Seek(int64_t chunk) {
-    while (pair_idx < p.num_pairs) {
-      const int64_t num_chunks = NumChunks<Policy>(p.pairs[pair_idx].batch);
-      if (chunk < num_chunks) break;
-      chunk -= num_chunks;
+  // Starts at a chunk of the concatenated batches.
+  __device__ __forceinline__ DwLoader(const DwParams& params, const int* blocks, int column,
+                                      int64_t chunk)
+      : p(params), in_blocks(blocks), out_block(column) {
+    while (pair_idx < p.num_pairs && chunk >= NumChunks<Policy>(p.pairs[pair_idx].batch)) {
+      chunk -= NumChunks<Policy>(p.pairs[pair_idx].batch);
       ++pair_idx;
     }
-    pair_chunk = chunk;
+    n = chunk * kChunk;
+    if (pair_idx < p.num_pairs) FindOffsets();
   }
 
   __device__ __forceinline__ void Load(int64_t, T* a, T* b, float*) {
     const MatmulPair& pair = p.pairs[pair_idx];
-    const int64_t n = pair_chunk * kChunk;
-    LoadRows<Policy::kTileRows, Policy::kLdA>(
-        static_cast<const T*>(pair.x), p.layout.in_blocks, pair.batch, n,
-        [&](int row) { return in_blocks[row / kBlockSize]; }, a);
-    LoadRows<kBlockSize, Policy::kLdB>(
-        static_cast<const T*>(pair.dy), p.layout.out_blocks, pair.batch, n,
-        [&](int) { return out_block; }, b);
-    Seek(pair_chunk + 1 < NumChunks<Policy>(pair.batch) ? pair_chunk + 1 : NextPair());
+    const int limit = static_cast<int>(min(pair.batch - n, int64_t{kChunk}));
+    const auto num_valid = [&](int row, int col) {
+      return kIsAxis1 ? (row < limit ? kVector : 0) : limit - col;
+    };
+    copy_x.Load(a, static_cast<const T*>(pair.x) + n * SampleStride(p.layout.in_blocks),
+                p.are_pairs_aligned, [&](int row, int col) {
+                  return InBlock(kIsAxis1 ? col : row) < 0 ? 0 : num_valid(row, col);
+                });
+    copy_dy.Load(b, static_cast<const T*>(pair.dy) + n * SampleStride(p.layout.out_blocks),
+                 p.are_pairs_aligned, num_valid);
+    n += kChunk;
+    if (n >= pair.batch) StartNextPair();
   }
 
  private:
-  __device__ __forceinline__ int64_t NextPair() {
-    ++pair_idx;
-    return 0;
+  __device__ __forceinline__ int InBlock(int feature) const {
+    return in_blocks[feature / kBlockSize];
   }
 
-  // kRows features, whole blocks of them, by kChunk samples from n on. block_of(row) is the block
-  // of a row's feature.
-  template <int kRows, int kLd, class F>
-  __device__ __forceinline__ void LoadRows(const T* from, int64_t num_blocks, int64_t batch,
-                                           int64_t n, F block_of, T* to) const {
-#pragma unroll
-    for (int v = threadIdx.x; v < kRows * kChunk / kVector; v += Policy::kThreads) {
-      if constexpr (Policy::kMajorA == Major::kOther) {  // [N, features]
-        const int sample = v / (kRows / kVector);
-        const int row = v % (kRows / kVector) * kVector;
-        const int64_t block = block_of(row);
-        const bool exists = block >= 0 && n + sample < batch;
-        const int64_t offset =
-            exists ? ((n + sample) * num_blocks + block) * kBlockSize + row % kBlockSize : 0;
-        LoadVector(to + sample * kLd + row, from + offset, exists ? kVector : 0,
-                   p.are_pairs_aligned);
-      } else {  // [features, N]
-        const int row = v / (kChunk / kVector);
-        const int sample = v % (kChunk / kVector) * kVector;
-        const int64_t block = block_of(row);
-        const int64_t num_valid = block >= 0 && n + sample < batch ? batch - n - sample : 0;
-        const int64_t offset =
-            num_valid > 0 ? (block * kBlockSize + row % kBlockSize) * batch + n + sample : 0;
-        LoadVector(to + row * kLd + sample, from + offset, num_valid, p.are_pairs_aligned);
-      }
-    }
+  __device__ __forceinline__ int64_t SampleStride(int64_t num_blocks) const {
+    return kIsAxis1 ? num_blocks * kBlockSize : 1;
+  }
+
+  __device__ __forceinline__ void StartNextPair() {
+    do {
+      ++pair_idx;
+    } while (pair_idx < p.num_pairs && p.pairs[pair_idx].batch == 0);
+    n = 0;
+    if (pair_idx < p.num_pairs) FindOffsets();
+  }
+
+  // Where this thread's vectors lie; for features first that depends on the pair's batch.
+  __device__ __forceinline__ void FindOffsets() {
+    const int64_t batch = p.pairs[pair_idx].batch;
+    const auto offset = [&](int64_t num_blocks, int64_t block, int row, int col) {
+      return kIsAxis1 ? (row * num_blocks + block) * kBlockSize + col % kBlockSize
+                      : (block * kBlockSize + row % kBlockSize) * batch + col;
+    };
+    copy_x = decltype(copy_x)([&](int row, int col) {
+      return offset(p.layout.in_blocks, max(InBlock(kIsAxis1 ? col : row), 0), row, col);
+    });
+    copy_dy = decltype(copy_dy)(
+        [&](int row, int col) { return offset(p.layout.out_blocks, out_block, row, col); });
   }
 };
 
@@ -144,8 +154,7 @@ __global__ void __launch_bounds__(Policy::kThreads)
   const int64_t first_chunk = split * p.chunks_per_split;
   const int64_t last_chunk = min(first_chunk + p.chunks_per_split, num_chunks);
 
-  DwLoader<Policy> loader{p, in_blocks, out_block};
-  loader.Seek(first_chunk);
+  DwLoader<Policy> loader(p, in_blocks, out_block, first_chunk);
   WarpTile<Policy> tile;
   MultiplyTile(tile, loader, max(last_chunk - first_chunk, int64_t{0}), reinterpret_cast<T*>(smem),
                nullptr);

@@ -35,10 +35,32 @@ struct FpropLoader {
   static constexpr int kBlockSize = Policy::kBlockSize;
   static constexpr int kVector = Policy::kVector;
   static constexpr int kDepth = Policy::kPieceDepth;
+  static constexpr bool kIsAxis1 = Policy::kMajorA == Major::kDepth;
+  static constexpr bool kIsDx = Policy::kMajorB == Major::kDepth;
+
+  // x[N, C]: rows are samples; x[C, N]: rows are features. W: rows of the block as stored.
+  using CopyX = TileCopy<T, kIsAxis1 ? Policy::kTileRows : kDepth,
+                         kIsAxis1 ? kDepth : Policy::kTileRows, Policy::kLdA, Policy::kThreads>;
+  using CopyW = TileCopy<T, kIsDx ? kBlockSize : kDepth, kIsDx ? kDepth : kBlockSize, Policy::kLdB,
+                         Policy::kThreads>;
 
   const FpropParams<T>& p;
-  int64_t batch_begin;
   EntryRange range;
+  const T* x;     // the first sample of the tile
+  int num_valid;  // samples of the tile that exist
+  CopyX copy_x;
+  CopyW copy_w;
+
+  __device__ __forceinline__ FpropLoader(const FpropParams<T>& params, int64_t batch_begin,
+                                         EntryRange entries)
+      : p(params),
+        range(entries),
+        x(params.x + batch_begin * SampleStride()),
+        num_valid(static_cast<int>(min(params.batch - batch_begin, int64_t{Policy::kTileRows}))),
+        copy_x([&](int row, int col) {
+          return kIsAxis1 ? row * SampleStride() + col : row * params.batch + col;
+        }),
+        copy_w([](int row, int col) { return row * kBlockSize + col; }) {}
 
   __device__ __forceinline__ void Load(int64_t chunk, T* a, T* b, float* gates) const {
 #pragma unroll
@@ -55,54 +77,24 @@ struct FpropLoader {
         is_wanted = gate != 0.f;
       }
       if (!is_wanted) entry = {0, 0};
-      LoadX(entry.index * int64_t{kBlockSize} + block_depth, is_wanted, i * kDepth, a);
-      LoadW(p.w + entry.block * int64_t{kBlockSize * kBlockSize}, block_depth, is_wanted,
-            i * kDepth, b);
+      const int limit = is_wanted ? num_valid : 0;
+      const int64_t feature = entry.index * int64_t{kBlockSize} + block_depth;
+      copy_x.Load(a + (kIsAxis1 ? i * kDepth : i * kDepth * Policy::kLdA),
+                  x + feature * FeatureStride(), p.is_x_aligned, [&](int row, int col) {
+                    return kIsAxis1 ? (row < limit ? kVector : 0) : limit - col;
+                  });
+      const T* block = p.w + entry.block * int64_t{kBlockSize * kBlockSize};
+      copy_w.Load(b + (kIsDx ? i * kDepth : i * kDepth * Policy::kLdB),
+                  block + block_depth * (kIsDx ? 1 : kBlockSize), p.is_w_aligned,
+                  [&](int, int) { return is_wanted ? kVector : 0; });
     }
   }
 
  private:
-  // kDepth features of x from `feature` on, to the depths from `depth` on of the stage.
-  __device__ __forceinline__ void LoadX(int64_t feature, bool is_wanted, int depth, T* a) const {
-    constexpr int kVectors = Policy::kTileRows * kDepth / kVector;
-#pragma unroll
-    for (int v = threadIdx.x; v < kVectors; v += Policy::kThreads) {
-      if constexpr (Policy::kMajorA == Major::kDepth) {  // x[N, C]
-        const int row = v / (kDepth / kVector);
-        const int col = v % (kDepth / kVector) * kVector;
-        const int64_t n = batch_begin + row;
-        const bool exists = is_wanted && n < p.batch;
-        const int64_t offset = exists ? n * p.direction.num_inputs * kBlockSize + feature + col : 0;
-        LoadVector(a + row * Policy::kLdA + depth + col, p.x + offset, exists ? kVector : 0,
-                   p.is_x_aligned);
-      } else {  // x[C, N]
-        const int row = v / (Policy::kTileRows / kVector);
-        const int col = v % (Policy::kTileRows / kVector) * kVector;
-        const int64_t n = batch_begin + col;
-        const int64_t num_valid = is_wanted && n < p.batch ? p.batch - n : 0;
-        const int64_t offset = num_valid > 0 ? (feature + row) * p.batch + n : 0;
-        LoadVector(a + (depth + row) * Policy::kLdA + col, p.x + offset, num_valid, p.is_x_aligned);
-      }
-    }
+  __device__ __forceinline__ int64_t SampleStride() const {
+    return kIsAxis1 ? p.direction.num_inputs * kBlockSize : 1;
   }
-
-  // The rows (fprop) or columns (dx) of one block of W from block_depth on.
-  __device__ __forceinline__ void LoadW(const T* block, int block_depth, bool is_wanted, int depth,
-                                        T* b) const {
-    constexpr int kVectors = kBlockSize * kDepth / kVector;
-#pragma unroll
-    for (int v = threadIdx.x; v < kVectors; v += Policy::kThreads) {
-      constexpr int kRowLength = Policy::kMajorB == Major::kDepth ? kDepth : kBlockSize;
-      const int row = v / (kRowLength / kVector);
-      const int col = v % (kRowLength / kVector) * kVector;
-      T* to = Policy::kMajorB == Major::kDepth ? b + row * Policy::kLdB + depth + col
-                                               : b + (depth + row) * Policy::kLdB + col;
-      const T* from = Policy::kMajorB == Major::kDepth
-                          ? block + row * kBlockSize + block_depth + col
-                          : block + (block_depth + row) * kBlockSize + col;
-      LoadVector(to, from, is_wanted ? kVector : 0, p.is_w_aligned);
-    }
-  }
+  __device__ __forceinline__ int64_t FeatureStride() const { return kIsAxis1 ? 1 : p.batch; }
 };
 
 template <class Policy>
@@ -118,7 +110,7 @@ __global__ void __launch_bounds__(Policy::kThreads)
   const int64_t batch_begin = blockIdx.x / p.direction.num_outputs * Policy::kTileRows;
   const EntryRange range = ColumnEntries(p.direction, p.num_blocks, column);
 
-  FpropLoader<Policy> loader{p, batch_begin, range};
+  FpropLoader<Policy> loader(p, batch_begin, range);
   const int64_t num_pieces = (range.end - range.begin) * Policy::kPiecesPerBlock;
   const int64_t num_chunks = (num_pieces + Policy::kPiecesPerChunk - 1) / Policy::kPiecesPerChunk;
   WarpTile<Policy> tile;

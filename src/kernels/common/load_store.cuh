@@ -32,21 +32,69 @@ __device__ __forceinline__ void WaitForCopies() {
   asm volatile("cp.async.wait_group %0;\n" ::"n"(kPending) : "memory");
 }
 
-// Fills one vector of shared memory from `global`, of which the first `num_valid` elements exist;
-// the rest is zero. is_aligned: global is 16-byte aligned and num_valid is 0 or a whole vector.
+// Fills one vector of shared memory with the first `num_valid` elements from `global` on, and
+// zeros. Any alignment.
 template <typename T>
-__device__ __forceinline__ void LoadVector(T* shared, const T* global, int64_t num_valid,
-                                           bool is_aligned) {
+__device__ __forceinline__ void LoadUnaligned(T* shared, const T* global, int64_t num_valid) {
   constexpr int kVector = kVectorBytes / sizeof(T);
-  if (is_aligned) {
-    CopyVectorAsync(shared, global, num_valid > 0);
-    return;
-  }
   alignas(kVectorBytes) T values[kVector];
 #pragma unroll
   for (int i = 0; i < kVector; ++i) values[i] = i < num_valid ? global[i] : T(0.f);
   *reinterpret_cast<uint4*>(shared) = *reinterpret_cast<const uint4*>(values);
 }
+
+// A thread's share of copying tiles of kRows x kCols elements to shared memory, where rows are kLd
+// apart. Where its vectors lie in global memory, relative to a base that moves from tile to tile,
+// is computed once: the arithmetic of addresses would otherwise outweigh that of the product.
+template <typename T, int kRows, int kCols, int kLd, int kThreads>
+struct TileCopy {
+  static constexpr int kVector = kVectorBytes / sizeof(T);
+  static constexpr int kVectorsPerRow = kCols / kVector;
+  static constexpr int kVectors = kRows * kVectorsPerRow;
+  static constexpr int kPasses = (kVectors + kThreads - 1) / kThreads;
+
+  int64_t offsets[kPasses];
+
+  TileCopy() = default;
+
+  static __device__ __forceinline__ int Row(int pass) {
+    return (threadIdx.x + pass * kThreads) / kVectorsPerRow;
+  }
+  static __device__ __forceinline__ int Col(int pass) {
+    return (threadIdx.x + pass * kThreads) % kVectorsPerRow * kVector;
+  }
+  static __device__ __forceinline__ bool HasVector(int pass) {
+    return kVectors % kThreads == 0 || threadIdx.x + pass * kThreads < kVectors;
+  }
+
+  // offset_of(row, col): elements from the base to the vector that starts there.
+  template <class F>
+  explicit __device__ __forceinline__ TileCopy(F offset_of) {
+#pragma unroll
+    for (int pass = 0; pass < kPasses; ++pass) offsets[pass] = offset_of(Row(pass), Col(pass));
+  }
+
+  // num_valid(row, col): how many elements exist from there on; what does not exist is not read but
+  // zero. is_aligned: every vector is 16-byte aligned and exists wholly or not at all; the copy is
+  // then asynchronous.
+  template <class F>
+  __device__ __forceinline__ void Load(T* shared, const T* base, bool is_aligned,
+                                       F num_valid) const {
+    if (is_aligned) {
+#pragma unroll
+      for (int pass = 0; pass < kPasses; ++pass)
+        if (HasVector(pass))
+          CopyVectorAsync(shared + Row(pass) * kLd + Col(pass), base + offsets[pass],
+                          num_valid(Row(pass), Col(pass)) > 0);
+    } else {
+#pragma unroll 1
+      for (int pass = 0; pass < kPasses; ++pass)
+        if (HasVector(pass))
+          LoadUnaligned(shared + Row(pass) * kLd + Col(pass), base + offsets[pass],
+                        num_valid(Row(pass), Col(pass)));
+    }
+  }
+};
 
 // The reverse: writes the first `num_valid` elements of a vector of shared memory.
 template <typename T>
