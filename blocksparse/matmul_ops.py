@@ -70,7 +70,7 @@ def matmul(
     dw_dtype = _check_dw_dtype(who, dw_dtype, x.dtype)
     if gate_grad and not gates:
         raise ValueError(f"{who}: gate_grad needs a gate. Received: gate=None")
-    lut, plan = layout_tensors(layout, x)
+    lut, plan = layout_tensors(layout, w)
     return ops.blocksparse_matmul(
         x=x,
         w=w,
@@ -99,7 +99,7 @@ def matmul_dx(dy, w, layout, *, feature_axis=1, gate=None, name=None):
     """
     who = name or "BlocksparseMatmulDX"
     dy, w, attrs = _check_product(who, "dy", dy, w, layout, layout.out_blocks, feature_axis)
-    lut, plan = layout_tensors(layout, dy)
+    lut, plan = layout_tensors(layout, w)
     return ops.blocksparse_matmul_dx(
         dy=dy,
         w=w,

@@ -24,6 +24,17 @@ Dims WeightShape(int64_t num_blocks, const LayoutAttrs& attrs) {
   return {true, {num_blocks, attrs.block_size, attrs.block_size}};
 }
 
+// The gates from input `first` on, if any, are float[num_blocks].
+absl::Status CheckGateShapes(InferenceContext* c, const std::string& op, int first,
+                             int64_t num_blocks) {
+  int32_t num_gates = 0;
+  TF_RETURN_IF_ERROR(c->GetAttr("num_gates", &num_gates));
+  for (int i = 0; i < num_gates; ++i)
+    TF_RETURN_IF_ERROR(
+        CheckShape(op, "gate", DimsOf(c, c->input(first + i)), {true, {num_blocks}}));
+  return absl::OkStatus();
+}
+
 // Shape of y = x W, or of dx = dy W^T.
 absl::Status ProductShape(InferenceContext* c, bool is_dx) {
   LayoutAttrs attrs;
@@ -35,6 +46,8 @@ absl::Status ProductShape(InferenceContext* c, bool is_dx) {
   TF_RETURN_IF_ERROR(CheckActivation(op, is_dx ? "dy" : "x", DimsOf(c, x), attrs, from));
   TF_RETURN_IF_ERROR(
       CheckShape(op, "w", DimsOf(c, c->input(1)), WeightShape(Dims::kUnknown, attrs)));
+  const Dims w = DimsOf(c, c->input(1));
+  TF_RETURN_IF_ERROR(CheckGateShapes(c, op, 2, w.has_rank ? w.sizes[0] : Dims::kUnknown));
   ShapeHandle y = c->UnknownShape();
   if (c->RankKnown(x))
     TF_RETURN_IF_ERROR(
@@ -54,6 +67,7 @@ absl::Status DwShape(InferenceContext* c) {
     TF_RETURN_IF_ERROR(CheckActivation(
         "BlocksparseMatmulDW", "dy", DimsOf(c, c->input(num_pairs + i)), attrs, attrs.out_blocks));
   }
+  TF_RETURN_IF_ERROR(CheckGateShapes(c, "BlocksparseMatmulDW", 2 * num_pairs, Dims::kUnknown));
   c->set_output(0, c->MakeShape({c->UnknownDim(), attrs.block_size, attrs.block_size}));
   return absl::OkStatus();
 }
