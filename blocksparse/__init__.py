@@ -2,6 +2,7 @@
 
 from blocksparse.l2_norm import l2_normalize
 from blocksparse.layout import SparsityLayout
+from blocksparse.lstm_gates import concat4, fused_lstm_gates, sparse_relu, split4
 from blocksparse.matmul import (
     BlocksparseMatMul,
     SparseProj,
@@ -31,6 +32,11 @@ __all__ = [
     "reduced_full_dw",
     # l2_norm
     "l2_normalize",
+    # lstm_gates
+    "concat4",
+    "fused_lstm_gates",
+    "sparse_relu",
+    "split4",
     # sparse_proj
     "SparseProj",
 ]

@@ -21,6 +21,7 @@ OPS = (
     "BlocksparseMatmulDG",
     "BlocksparseL2Normalize",
     "BlocksparseL2NormalizeGrad",
+    *("BlocksparseLstmGates", "BlocksparseLstmGatesGrad"),
 )
 
 

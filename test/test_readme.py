@@ -18,6 +18,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 MODULES = (
     "layout",
     "l2_norm",
+    "lstm_gates",
     "matmul",
     "matmul_grouping",
     "matmul_init",
