@@ -1,5 +1,6 @@
 """Block-sparse matrix products for TensorFlow, on CPU and GPU."""
 
+from blocksparse.cross_entropy import softmax_cross_entropy
 from blocksparse.l2_norm import l2_normalize
 from blocksparse.layout import SparsityLayout
 from blocksparse.lstm_gates import concat4, fused_lstm_gates, sparse_relu, split4
@@ -37,6 +38,8 @@ __all__ = [
     "fused_lstm_gates",
     "sparse_relu",
     "split4",
+    # cross_entropy
+    "softmax_cross_entropy",
     # sparse_proj
     "SparseProj",
 ]

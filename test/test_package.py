@@ -22,6 +22,7 @@ OPS = (
     "BlocksparseL2Normalize",
     "BlocksparseL2NormalizeGrad",
     *("BlocksparseLstmGates", "BlocksparseLstmGatesGrad"),
+    *("BlocksparseSoftmaxCrossEntropy", "BlocksparseSoftmaxCrossEntropyGrad"),
 )
 
 

@@ -107,3 +107,21 @@ def sparse_relu(x, alpha=1.0):
     x = np.asarray(x, np.float64)
     cut = np.mean(x, axis=-1, keepdims=True) + alpha * np.std(x, axis=-1, keepdims=True)
     return np.maximum(x - cut, 0)
+
+
+def softmax_cross_entropy(logits, labels):
+    """log(sum_j exp(logits[j])) - logits[label], of each row."""
+    logits, labels = np.asarray(logits, np.float64), np.asarray(labels, np.int64)
+    largest = np.max(logits, axis=-1)
+    log_sum = np.log(np.sum(np.exp(logits - largest[..., None]), axis=-1))
+    chosen = np.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+    return largest - chosen + log_sum
+
+
+def softmax_cross_entropy_grad(logits, labels, dloss):
+    """Gradient of `softmax_cross_entropy` with respect to logits: dloss (softmax - onehot)."""
+    logits, labels = np.asarray(logits, np.float64), np.asarray(labels, np.int64)
+    p = np.exp(logits - np.max(logits, axis=-1, keepdims=True))
+    p /= np.sum(p, axis=-1, keepdims=True)
+    onehot = labels[..., None] == np.arange(logits.shape[-1])
+    return np.asarray(dloss, np.float64)[..., None] * (p - onehot)
