@@ -1,8 +1,10 @@
 """Block-sparse matrix products for TensorFlow, on CPU and GPU."""
 
 from blocksparse import patterns
+from blocksparse.cross_entropy import softmax_cross_entropy
 from blocksparse.l2_norm import l2_normalize
 from blocksparse.layout import SparsityLayout
+from blocksparse.lstm_gates import concat4, fused_lstm_gates, sparse_relu, split4
 from blocksparse.matmul import (
     BlocksparseMatMul,
     SparseProj,
@@ -32,6 +34,13 @@ __all__ = [
     "reduced_full_dw",
     # l2_norm
     "l2_normalize",
+    # lstm_gates
+    "concat4",
+    "fused_lstm_gates",
+    "sparse_relu",
+    "split4",
+    # cross_entropy
+    "softmax_cross_entropy",
     # sparse_proj
     "SparseProj",
     # masks: random, small-world, banded, ...

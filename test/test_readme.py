@@ -16,8 +16,10 @@ from blocksparse.testing import support
 
 ROOT = pathlib.Path(__file__).parents[1]
 MODULES = (
+    "cross_entropy",
     "layout",
     "l2_norm",
+    "lstm_gates",
     "matmul",
     "matmul_grouping",
     "matmul_init",

@@ -69,3 +69,59 @@ def l2_normalize_grad(w, dy, layout, gain=None, epsilon=1e-12):
     dots = np.sum(dense * dy, axis=0)
     dx = gain / np.sqrt(bounded) * (dy - (squares >= epsilon) * dense * dots / bounded)
     return layout.from_dense(dx), dots / np.sqrt(bounded)
+
+
+def _sigmoid(x):
+    return 0.5 * (1 + np.tanh(0.5 * x))
+
+
+def _lstm_activations(gates, bias, forget_bias):
+    """i, u, f and o after their activation functions; of one array of quarters, or of four."""
+    if isinstance(gates, list | tuple):
+        i, u, f, o = (np.asarray(gate, np.float64) for gate in gates)
+    else:
+        bias = 0.0 if bias is None else np.asarray(bias, np.float64)
+        i, u, f, o = np.split(np.asarray(gates, np.float64) + bias, 4, axis=-1)
+    return _sigmoid(i), np.tanh(u), _sigmoid(f + forget_bias), _sigmoid(o)
+
+
+def lstm_gates(c, gates, bias=None, forget_bias=1.0):
+    """(f c + i u, o tanh(f c + i u)), with the sigmoids of i, f, o and the tanh of u."""
+    i, u, f, o = _lstm_activations(gates, bias, forget_bias)
+    c_next = f * np.asarray(c, np.float64) + i * u
+    return c_next, o * np.tanh(c_next)
+
+
+def lstm_gates_grad(c, gates, dc_next, dh_next, bias=None, forget_bias=1.0):
+    """Gradients of `lstm_gates`: that of c, and a list of those of i, u, f and o."""
+    c, dc_next, dh_next = (np.asarray(t, np.float64) for t in (c, dc_next, dh_next))
+    i, u, f, o = _lstm_activations(gates, bias, forget_bias)
+    h = np.tanh(f * c + i * u)
+    e = dc_next + dh_next * o * (1 - h**2)
+    di, du = e * u * i * (1 - i), e * i * (1 - u**2)
+    return e * f, [di, du, e * c * f * (1 - f), dh_next * h * o * (1 - o)]
+
+
+def sparse_relu(x, alpha=1.0):
+    """max(x - cut, 0) with cut = mean + alpha std of the row."""
+    x = np.asarray(x, np.float64)
+    cut = np.mean(x, axis=-1, keepdims=True) + alpha * np.std(x, axis=-1, keepdims=True)
+    return np.maximum(x - cut, 0)
+
+
+def softmax_cross_entropy(logits, labels):
+    """log(sum_j exp(logits[j])) - logits[label], of each row."""
+    logits, labels = np.asarray(logits, np.float64), np.asarray(labels, np.int64)
+    largest = np.max(logits, axis=-1)
+    log_sum = np.log(np.sum(np.exp(logits - largest[..., None]), axis=-1))
+    chosen = np.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+    return largest - chosen + log_sum
+
+
+def softmax_cross_entropy_grad(logits, labels, dloss):
+    """Gradient of `softmax_cross_entropy` with respect to logits: dloss (softmax - onehot)."""
+    logits, labels = np.asarray(logits, np.float64), np.asarray(labels, np.int64)
+    p = np.exp(logits - np.max(logits, axis=-1, keepdims=True))
+    p /= np.sum(p, axis=-1, keepdims=True)
+    onehot = labels[..., None] == np.arange(logits.shape[-1])
+    return np.asarray(dloss, np.float64)[..., None] * (p - onehot)
