@@ -1,6 +1,7 @@
 """Block-sparse matrix products for TensorFlow, on CPU and GPU."""
 
 from blocksparse.l2_norm import l2_normalize
+from blocksparse.layer_norm import layer_norm
 from blocksparse.layout import SparsityLayout
 from blocksparse.matmul import (
     BlocksparseMatMul,
@@ -31,6 +32,8 @@ __all__ = [
     "reduced_full_dw",
     # l2_norm
     "l2_normalize",
+    # layer_norm
+    "layer_norm",
     # sparse_proj
     "SparseProj",
 ]

@@ -21,6 +21,8 @@ OPS = (
     "BlocksparseMatmulDG",
     "BlocksparseL2Normalize",
     "BlocksparseL2NormalizeGrad",
+    "BlocksparseLayerNorm",
+    "BlocksparseLayerNormGrad",
 )
 
 

@@ -18,6 +18,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 MODULES = (
     "layout",
     "l2_norm",
+    "layer_norm",
     "matmul",
     "matmul_grouping",
     "matmul_init",
