@@ -101,10 +101,7 @@ def _check_numbers(who, segments, epsilon):
 def _layer_norm_gradients(op, dy, *_):
     attributes = ("feature_axis", "segments", "epsilon", "relu")
     return ops.blocksparse_layer_norm_grad(
-        dy,
-        *op.inputs,
-        *op.outputs[1:],
-        **{key: op.get_attr(key) for key in attributes},
+        dy, *op.inputs, *op.outputs[1:], **{key: op.get_attr(key) for key in attributes}
     )
 
 
@@ -128,8 +125,9 @@ def _plain_gradients(op, dy, x, g, b):
     is_last = op.get_attr("feature_axis") == 1
     segments = op.get_attr("segments")
     size = tf.size(g) // segments
-    shape, feature_dim, batch_dim = ([-1, segments, size], 2, 0) if is_last else (
-        [segments, size, -1], 1, 2)
+    shape, feature_dim, batch_dim = (
+        ([-1, segments, size], 2, 0) if is_last else ([segments, size, -1], 1, 2)
+    )
     g, b = (tf.reshape(tensor, [segments, size] + [1] * (not is_last)) for tensor in (g, b))
     values, d = (tf.cast(tf.reshape(tensor, shape), tf.float32) for tensor in (x, dy))
 

@@ -89,7 +89,11 @@ def _joined(y, feature_axis=1):
 
 def layer_norm(x, g, b, feature_axis=1, segments=1, epsilon=1e-6, relu=False):
     """g xhat + b, where xhat is x with mean 0 and variance 1 in each segment of the features."""
-    x, g, b = _segmented(x, segments, feature_axis), _segmented(g, segments), _segmented(b, segments)
+    x, g, b = (
+        _segmented(x, segments, feature_axis),
+        _segmented(g, segments),
+        _segmented(b, segments),
+    )
     y = g * _moments(x, epsilon)[0] + b
     return _joined(np.maximum(y, 0) if relu else y, feature_axis)
 
