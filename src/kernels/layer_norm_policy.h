@@ -7,11 +7,12 @@
 //   walks down the samples, so that x, dy and dx cross the memory bus once and a thread keeps the
 //   same features, whose g, b, dg and db stay in registers too.
 //
-//     L up to           64   256  1024  2048  4096        8192              more
-//     threads a row      8    32   128   256   512         512               256
-//     values a thread    8     8     8     8     8          16   8 at a time
-//     next row loaded early    yes   yes   ...   yes   no (registers)       no: the row is read
-//     again
+//     L up to          64   256  1024  2048  4096  8192  more
+//     threads a row     8    32   128   256   512   512   256
+//     values a thread   8     8     8     8     8    16     8, in steps
+//
+//   The next row is loaded early, except with 16 values (registers) and in steps (the cache has
+//   it).
 //
 //   features first: a thread block owns a strip of columns (samples) and walks down the features.
 //   A column is too long for registers, so it is read twice.
