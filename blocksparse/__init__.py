@@ -3,6 +3,7 @@
 from blocksparse import patterns
 from blocksparse.cross_entropy import softmax_cross_entropy
 from blocksparse.l2_norm import l2_normalize
+from blocksparse.layer_norm import layer_norm
 from blocksparse.layout import SparsityLayout
 from blocksparse.lstm_gates import concat4, fused_lstm_gates, sparse_relu, split4
 from blocksparse.matmul import (
@@ -41,6 +42,8 @@ __all__ = [
     "split4",
     # cross_entropy
     "softmax_cross_entropy",
+    # layer_norm
+    "layer_norm",
     # sparse_proj
     "SparseProj",
     # masks: random, small-world, banded, ...

@@ -21,8 +21,12 @@ OPS = (
     "BlocksparseMatmulDG",
     "BlocksparseL2Normalize",
     "BlocksparseL2NormalizeGrad",
-    *("BlocksparseLstmGates", "BlocksparseLstmGatesGrad"),
-    *("BlocksparseSoftmaxCrossEntropy", "BlocksparseSoftmaxCrossEntropyGrad"),
+    "BlocksparseLstmGates",
+    "BlocksparseLstmGatesGrad",
+    "BlocksparseSoftmaxCrossEntropy",
+    "BlocksparseSoftmaxCrossEntropyGrad",
+    "BlocksparseLayerNorm",
+    "BlocksparseLayerNormGrad",
 )
 
 

@@ -20,6 +20,7 @@ MODULES = (
     "layout",
     "l2_norm",
     "lstm_gates",
+    "layer_norm",
     "matmul",
     "matmul_grouping",
     "matmul_init",

@@ -125,3 +125,41 @@ def softmax_cross_entropy_grad(logits, labels, dloss):
     p /= np.sum(p, axis=-1, keepdims=True)
     onehot = labels[..., None] == np.arange(logits.shape[-1])
     return np.asarray(dloss, np.float64)[..., None] * (p - onehot)
+def _moments(x, epsilon):
+    """(xhat, rstd) of [..., S, L]."""
+    deviations = x - x.mean(axis=-1, keepdims=True)
+    rstd = 1 / np.sqrt((deviations**2).mean(axis=-1, keepdims=True) + epsilon)
+    return deviations * rstd, rstd
+
+
+def _segmented(x, segments, feature_axis=1):
+    x = _features_last(x, feature_axis)
+    return x.reshape(*x.shape[:-1], segments, x.shape[-1] // segments)
+
+
+def _joined(y, feature_axis=1):
+    return _features_back(y.reshape(*y.shape[:-2], y.shape[-2] * y.shape[-1]), feature_axis)
+
+
+def layer_norm(x, g, b, feature_axis=1, segments=1, epsilon=1e-6, relu=False):
+    """g xhat + b, where xhat is x with mean 0 and variance 1 in each segment of the features."""
+    x, g, b = (
+        _segmented(x, segments, feature_axis),
+        _segmented(g, segments),
+        _segmented(b, segments),
+    )
+    y = g * _moments(x, epsilon)[0] + b
+    return _joined(np.maximum(y, 0) if relu else y, feature_axis)
+
+
+def layer_norm_grad(dy, x, g, b, feature_axis=1, segments=1, epsilon=1e-6, relu=False):
+    """Gradients of `layer_norm` with respect to x, g and b."""
+    dy, x = (_segmented(t, segments, feature_axis) for t in (dy, x))
+    g, b = _segmented(g, segments), _segmented(b, segments)
+    xhat, rstd = _moments(x, epsilon)
+    d = np.where(g * xhat + b > 0, dy, 0) if relu else dy
+    t = g * d
+    dots, sums = (np.mean(v, axis=-1, keepdims=True) for v in (t * xhat, t))
+    samples = tuple(range(x.ndim - 2))
+    dg, db = (np.sum(v, axis=samples).reshape(-1) for v in (d * xhat, d))
+    return _joined((t - xhat * dots - sums) * rstd, feature_axis), dg, db

@@ -2,20 +2,10 @@
 
 #include <cstring>
 
+#include "src/kernels/common/cpu_clones.h"
+
 namespace blocksparse {
 namespace {
-
-// One compilation for each level of the x86-64 instruction set, chosen when the library loads. The
-// address sanitizer is not ready that early, so it gets the plain one.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && \
-    !defined(__SANITIZE_ADDRESS__)
-#define BLOCKSPARSE_FOR_EACH_CPU \
-  __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define BLOCKSPARSE_FOR_EACH_CPU
-#endif
-// So that it is compiled for the instruction set of its caller.
-#define BLOCKSPARSE_INLINE inline __attribute__((always_inline))
 
 // Eight floats as one value: the compiler's vector extension, which becomes whatever the
 // instruction set has.
