@@ -96,12 +96,14 @@ struct Chunk {
   }
 };
 
-// The moments of a thread's columns over its features.
+// The moments of x - pivot, of a thread's columns over its features. The pivot, the column's first
+// value, keeps the means that are merged as small as the deviations, so that their rounding is too.
 template <typename T, class Tile>
 __device__ __forceinline__ Moments<Tile::kVector> MomentsOfThread(const T* column, int row,
                                                                   int64_t size, int64_t batch,
                                                                   bool is_wanted) {
   constexpr int kVector = Tile::kVector;
+  const auto pivot = LoadPack<kVector>(column, is_wanted);
   Moments<kVector> moments;
   for (int64_t k = row; k < size; k += Tile::kRows * Tile::kUnroll) {
     Chunk<T, Tile> chunk;
@@ -113,14 +115,18 @@ __device__ __forceinline__ Moments<Tile::kVector> MomentsOfThread(const T* colum
     float square[kVector];
 #pragma unroll
     for (int j = 0; j < kVector; ++j) {
+      float values[Tile::kUnroll];
       mean[j] = 0.f;
       square[j] = 0.f;
 #pragma unroll
-      for (int u = 0; u < Tile::kUnroll; ++u) mean[j] += chunk.Get(u, j);  // 0 beyond the end
+      for (int u = 0; u < Tile::kUnroll; ++u) {
+        values[u] = chunk.Get(u, j) - static_cast<float>(pivot.values[j]);
+        if (u < count) mean[j] += values[u];
+      }
       mean[j] /= count;
 #pragma unroll
       for (int u = 0; u < Tile::kUnroll; ++u) {
-        const float deviation = u < count ? chunk.Get(u, j) - mean[j] : 0.f;
+        const float deviation = u < count ? values[u] - mean[j] : 0.f;
         square[j] = fmaf(deviation, deviation, square[j]);
       }
     }
@@ -167,12 +173,14 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kMinBlocks)
         const float square[1] = {squares[w][threadIdx.x]};
         total.Merge(counts[w], mean, square);
       }
-      const float rstd = rsqrtf(total.square[0] / place.size + args.epsilon);
-      mean_of[threadIdx.x] = total.mean[0];
-      rstd_of[threadIdx.x] = rstd;
       const int64_t column = strip * Tile::kColumns + threadIdx.x;
       if (column < args.batch) {
-        args.mean[place.segment * args.batch + column] = total.mean[0];
+        const T* pivot = static_cast<const T*>(args.x) + first * args.batch + column;
+        const float mean = static_cast<float>(*pivot) + total.mean[0];
+        const float rstd = rsqrtf(total.square[0] / place.size + args.epsilon);
+        mean_of[threadIdx.x] = mean;
+        rstd_of[threadIdx.x] = rstd;
+        args.mean[place.segment * args.batch + column] = mean;
         args.rstd[place.segment * args.batch + column] = rstd;
       }
     }
