@@ -118,9 +118,7 @@ def main():
         with tf.device(f"{device}:0"):
             for r in bench_case(*case, args.refcheck):
                 results.append(r)
-                name = "{product} {dtype} {shape} B{block} axis{axis} d{density}".format(
-                    **r
-                )
+                name = "{product} {dtype} {shape} B{block} axis{axis} d{density}".format(**r)
                 print(
                     f"{name:46} {r['us']:9.1f} {r['us_low']:8.1f}-{r['us_high']:<8.1f} "
                     f"{r['dense_us']:9.1f} "

@@ -11,7 +11,9 @@ DTYPES = ("float32", "float16", "bfloat16")
 MASKS = layouts.standard()
 CASES = [
     pytest.param(dtype, result_dtype, size, mask, id=f"{dtype}-to-{result_dtype}-B{size}-{mask}")
-    for dtype in DTYPES for result_dtype in DTYPES for size in (8, 16, 32, 64, 128)
+    for dtype in DTYPES
+    for result_dtype in DTYPES
+    for size in (8, 16, 32, 64, 128)
     for mask in (("empty_lines", "full_column", "one") if size == 16 else ("empty_lines",))
 ]
 
@@ -22,6 +24,7 @@ def as_dtype(array, dtype):
 
 def normalized(layout, **kwargs):
     """A function of (w, dy) or (w, dy, gain) that returns y and the gradients of w and gain."""
+
     def function(w, dy, *gain):
         with tf.GradientTape() as tape:
             tape.watch([w, *gain])
@@ -167,13 +170,20 @@ def test_wrong_shapes_are_refused_when_the_graph_runs(device, shapes, message):
         normalize(tf.ones(shapes["w"]), tf.ones(shapes["gain"]))
 
 
-@pytest.mark.parametrize("w_dtype, kwargs, message", [
-    ("float64", {}, "w has an unsupported dtype. Received: float64. Supported: float32, float16"),
-    ("int32", {}, "w has an unsupported dtype. Received: int32"),
-    ("float32", {"dtype": "float64"}, "the result has an unsupported dtype. Received: float64"),
-    ("float32", {"gain": np.ones(16)}, "gain must be float32. Received: float64"),
-    ("float16", {"gain": np.ones(16, np.float16)}, "gain must be float32. Received: float16"),
-])
+@pytest.mark.parametrize(
+    "w_dtype, kwargs, message",
+    [
+        (
+            "float64",
+            {},
+            "w has an unsupported dtype. Received: float64. Supported: float32, float16",
+        ),
+        ("int32", {}, "w has an unsupported dtype. Received: int32"),
+        ("float32", {"dtype": "float64"}, "the result has an unsupported dtype. Received: float64"),
+        ("float32", {"gain": np.ones(16)}, "gain must be float32. Received: float64"),
+        ("float16", {"gain": np.ones(16, np.float16)}, "gain must be float32. Received: float16"),
+    ],
+)
 def test_wrong_dtypes_are_refused(w_dtype, kwargs, message):
     with pytest.raises(TypeError, match=f"^norm: {message}"):
         l2_normalize(tf.ones([3, 8, 8], w_dtype), LAYOUT, name="norm", **kwargs)

@@ -36,6 +36,7 @@ def unpack(entries):
 
 # ---- order of the blocks ----
 
+
 @given(any_layout)
 def test_every_block_has_one_place(layout):
     assert sorted(layout.coordinates.tolist()) == np.argwhere(layout.mask).tolist()
@@ -77,13 +78,16 @@ def test_input_blocks_come_first_along_the_curve():
 def test_the_originals_worked_example():
     layout = SparsityLayout(EXAMPLE, 8)
     assert layout.coordinates.tolist() == [[0, 0], [0, 1], [1, 1], [2, 0], [1, 2], [2, 2]]
-    for direction, entries in (("fprop", [0, 0, 2, 3, 0, 1, 1, 2, 1, 4, 2, 5]),
-                               ("dx", [0, 0, 1, 1, 1, 2, 2, 4, 0, 3, 2, 5])):
+    for direction, entries in (
+        ("fprop", [0, 0, 2, 3, 0, 1, 1, 2, 1, 4, 2, 5]),
+        ("dx", [0, 0, 1, 1, 1, 2, 2, 4, 0, 3, 2, 5]),
+    ):
         assert layout.sections[f"{direction}_ptr"].tolist() == [0, 2, 4, 6]
         assert unpack(layout.sections[f"{direction}_entries"]).ravel().tolist() == entries
 
 
 # ---- tables ----
+
 
 @pytest.mark.parametrize("direction, this, other", [("fprop", 1, 0), ("dx", 0, 1)])
 @given(layout=any_layout)
@@ -128,9 +132,13 @@ def test_plan_names_sizes_and_offsets(layout):
     plan = layout.plan.tolist()
     header = dict(zip(PLAN_HEADER, plan[: len(PLAN_HEADER)], strict=True))
     assert header == {
-        "version": PLAN_VERSION, "block_size": layout.block_size,
-        "in_blocks": layout.mask.shape[0], "out_blocks": layout.mask.shape[1],
-        "num_blocks": layout.mask.sum(), "lut_size": len(layout.lut), "num_sections": len(SECTIONS),
+        "version": PLAN_VERSION,
+        "block_size": layout.block_size,
+        "in_blocks": layout.mask.shape[0],
+        "out_blocks": layout.mask.shape[1],
+        "num_blocks": layout.mask.sum(),
+        "lut_size": len(layout.lut),
+        "num_sections": len(SECTIONS),
     }
     triples = np.reshape(plan[len(PLAN_HEADER) :], (-1, 3)).tolist()
     assert len(triples) == len(SECTIONS)
@@ -166,6 +174,7 @@ def test_tables_of_a_million_blocks_take_little_memory():
 
 
 # ---- conversions ----
+
 
 @given(small_layout, seeds)
 def test_to_dense_places_blocks_and_from_dense_takes_them_back(layout, rng):
@@ -220,6 +229,7 @@ def test_from_dense_refuses_to_lose_elements():
 
 # ---- identity ----
 
+
 @given(grids, sizes, st.booleans())
 def test_equal_content_means_equal_layouts(mask, size, z_order):
     layout = SparsityLayout(mask, size, z_order)
@@ -254,47 +264,77 @@ def test_arrays_are_read_only_and_apart_from_the_callers():
             array[(0,) * array.ndim] = 1
 
 
-
-@pytest.mark.parametrize("mask, error, message", [
-    ([["1"]], TypeError, r"bool, integer or float\. Received: dtype <U1"),
-    ([[1j]], TypeError, "Received: dtype complex128"),
-    (np.array([[None]]), TypeError, "Received: dtype object"),
-    ([1, 0], ValueError, r"two dimensions, input blocks and output blocks.* shape \(2,\)"),
-    (np.ones((1, 1, 1)), ValueError, r"two dimensions.* shape \(1, 1, 1\)"),
-    (1, ValueError, r"two dimensions.* shape \(\)"),
-    ([[1.0, np.nan]], ValueError, "must not hold NaN. Received: 1 of them"),
-    (np.zeros((2, 3)), ValueError, r"at least one nonzero.* none in shape \(2, 3\)"),
-    (np.zeros((0, 3)), ValueError, r"at least one nonzero.* none in shape \(0, 3\)"),
-])
+@pytest.mark.parametrize(
+    "mask, error, message",
+    [
+        ([["1"]], TypeError, r"bool, integer or float\. Received: dtype <U1"),
+        ([[1j]], TypeError, "Received: dtype complex128"),
+        (np.array([[None]]), TypeError, "Received: dtype object"),
+        ([1, 0], ValueError, r"two dimensions, input blocks and output blocks.* shape \(2,\)"),
+        (np.ones((1, 1, 1)), ValueError, r"two dimensions.* shape \(1, 1, 1\)"),
+        (1, ValueError, r"two dimensions.* shape \(\)"),
+        ([[1.0, np.nan]], ValueError, "must not hold NaN. Received: 1 of them"),
+        (np.zeros((2, 3)), ValueError, r"at least one nonzero.* none in shape \(2, 3\)"),
+        (np.zeros((0, 3)), ValueError, r"at least one nonzero.* none in shape \(0, 3\)"),
+    ],
+)
 def test_masks_that_are_refused(mask, error, message):
     with pytest.raises(error, match=f"^SparsityLayout: .*{message}"):
         SparsityLayout(mask)
 
 
-@pytest.mark.parametrize("block_size, error", [
-    *[(value, TypeError) for value in (True, 32.0, "32", None)],
-    *[(value, ValueError) for value in (12, 0, -8, 256)],
-])
+@pytest.mark.parametrize(
+    "block_size, error",
+    [
+        *[(value, TypeError) for value in (True, 32.0, "32", None)],
+        *[(value, ValueError) for value in (12, 0, -8, 256)],
+    ],
+)
 def test_block_sizes_that_are_refused(block_size, error):
     with pytest.raises(error, match=f"^SparsityLayout: block_size .* Received: {block_size!r}$"):
         SparsityLayout(EXAMPLE, block_size)
 
 
-@pytest.mark.parametrize("call, error, message", [
-    (lambda layout: layout.to_dense(np.ones((6, 8))), ValueError,
-     r"to_dense: w must have shape \(6, 8, 8\)\. Received: \(6, 8\)"),
-    (lambda layout: layout.to_bsr(np.ones((5, 8, 8))), ValueError,
-     r"to_bsr: w must have shape \(6, 8, 8\)\. Received: \(5, 8, 8\)"),
-    (lambda layout: layout.from_dense(np.ones((24, 16))), ValueError,
-     r"from_dense: the matrix must have shape \(24, 24\)\. Received: \(24, 16\)"),
-    (lambda layout: layout.from_bsr(scipy.sparse.eye(8)), TypeError,
-     "from_bsr: a scipy.sparse BSR matrix is needed. Received: dia_matrix"),
-    (lambda layout: layout.from_bsr(np.eye(8)), TypeError, "needed. Received: ndarray"),
-    (lambda layout: layout.from_bsr(scipy.sparse.bsr_matrix(np.ones((8, 16)), blocksize=(8, 16))),
-     ValueError, r"from_bsr: blocks must be square with sizes \(8, .*\)\. Received: 8x16"),
-    (lambda layout: layout.from_bsr(scipy.sparse.bsr_matrix(np.ones((4, 4)), blocksize=(4, 4))),
-     ValueError, "Received: 4x4"),
-])
+@pytest.mark.parametrize(
+    "call, error, message",
+    [
+        (
+            lambda layout: layout.to_dense(np.ones((6, 8))),
+            ValueError,
+            r"to_dense: w must have shape \(6, 8, 8\)\. Received: \(6, 8\)",
+        ),
+        (
+            lambda layout: layout.to_bsr(np.ones((5, 8, 8))),
+            ValueError,
+            r"to_bsr: w must have shape \(6, 8, 8\)\. Received: \(5, 8, 8\)",
+        ),
+        (
+            lambda layout: layout.from_dense(np.ones((24, 16))),
+            ValueError,
+            r"from_dense: the matrix must have shape \(24, 24\)\. Received: \(24, 16\)",
+        ),
+        (
+            lambda layout: layout.from_bsr(scipy.sparse.eye(8)),
+            TypeError,
+            "from_bsr: a scipy.sparse BSR matrix is needed. Received: dia_matrix",
+        ),
+        (lambda layout: layout.from_bsr(np.eye(8)), TypeError, "needed. Received: ndarray"),
+        (
+            lambda layout: layout.from_bsr(
+                scipy.sparse.bsr_matrix(np.ones((8, 16)), blocksize=(8, 16))
+            ),
+            ValueError,
+            r"from_bsr: blocks must be square with sizes \(8, .*\)\. Received: 8x16",
+        ),
+        (
+            lambda layout: layout.from_bsr(
+                scipy.sparse.bsr_matrix(np.ones((4, 4)), blocksize=(4, 4))
+            ),
+            ValueError,
+            "Received: 4x4",
+        ),
+    ],
+)
 def test_conversions_that_are_refused(call, error, message):
     with pytest.raises(error, match=message):
         call(SparsityLayout(EXAMPLE, 8))

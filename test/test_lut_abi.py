@@ -50,11 +50,14 @@ def test_sections_agree():
     }
 
 
-@pytest.mark.parametrize("path, name, value", [
-    ("common/lut.h", "kPlanVersion", layout.PLAN_VERSION),
-    ("common/lut.h", "kDwTileRows", layout.DW_TILE_ROWS),
-    ("matmul.h", "kMaxMatmulPairs", matmul_ops.MAX_PAIRS),
-])
+@pytest.mark.parametrize(
+    "path, name, value",
+    [
+        ("common/lut.h", "kPlanVersion", layout.PLAN_VERSION),
+        ("common/lut.h", "kDwTileRows", layout.DW_TILE_ROWS),
+        ("matmul.h", "kMaxMatmulPairs", matmul_ops.MAX_PAIRS),
+    ],
+)
 def test_constants_agree(path, name, value):
     assert constant(path, name) == value
 

@@ -51,14 +51,18 @@ def test_a_layout_brings_its_own_block_size_and_order():
 
 # ---- identity ------------------------------------------------------------------------------------
 
+
 def test_equal_content_means_equal_objects():
     bsmm = BlocksparseMatMul(MASK, 8)
     same = BlocksparseMatMul(SparsityLayout(np.array(MASK, np.float32), 8), name="other")
     assert bsmm == same and hash(bsmm) == hash(same)
     others = [
-        BlocksparseMatMul(MASK, 16), BlocksparseMatMul(MASK, 8, feature_axis=0),
-        BlocksparseMatMul(MASK, 8, z_order=False), BlocksparseMatMul(np.ones((2, 3)), 8),
-        bsmm.sparsity_layout, None,
+        BlocksparseMatMul(MASK, 16),
+        BlocksparseMatMul(MASK, 8, feature_axis=0),
+        BlocksparseMatMul(MASK, 8, z_order=False),
+        BlocksparseMatMul(np.ones((2, 3)), 8),
+        bsmm.sparsity_layout,
+        None,
     ]
     assert bsmm not in others and len({bsmm, same, *others}) == 1 + len(others)
 
@@ -75,21 +79,25 @@ def test_pickle_keeps_everything(rng):
 
 def test_repr_tells_name_layout_and_axis():
     assert repr(BlocksparseMatMul(MASK, 8, 0, name="hidden")) == (
-        "hidden(SparsityLayout(2x3 blocks of 8, 4 stored, density 0.667), feature_axis=0)")
+        "hidden(SparsityLayout(2x3 blocks of 8, 4 stored, density 0.667), feature_axis=0)"
+    )
 
 
-@pytest.mark.parametrize("kwargs, error, message", [
-    ({"feature_axis": 2}, ValueError, r"feature_axis must be 1 .* or 0 .* Received: 2"),
-    ({"feature_axis": -1}, ValueError, "Received: -1"),
-    ({"feature_axis": True}, ValueError, "Received: True"),
-    ({"feature_axis": 1.0}, ValueError, "Received: 1.0"),
-    ({"feature_axis": None}, ValueError, "Received: None"),
-    ({"block_size": 24}, ValueError, "block_size must be one of"),
-    ({"block_size": "32"}, TypeError, "block_size must be an integer"),
-    ({"layout": np.zeros((2, 2))}, ValueError, "at least one nonzero"),
-    ({"layout": [1, 1]}, ValueError, "two dimensions"),
-    ({"layout": "full"}, TypeError, "bool, integer or float"),
-])
+@pytest.mark.parametrize(
+    "kwargs, error, message",
+    [
+        ({"feature_axis": 2}, ValueError, r"feature_axis must be 1 .* or 0 .* Received: 2"),
+        ({"feature_axis": -1}, ValueError, "Received: -1"),
+        ({"feature_axis": True}, ValueError, "Received: True"),
+        ({"feature_axis": 1.0}, ValueError, "Received: 1.0"),
+        ({"feature_axis": None}, ValueError, "Received: None"),
+        ({"block_size": 24}, ValueError, "block_size must be one of"),
+        ({"block_size": "32"}, TypeError, "block_size must be an integer"),
+        ({"layout": np.zeros((2, 2))}, ValueError, "at least one nonzero"),
+        ({"layout": [1, 1]}, ValueError, "two dimensions"),
+        ({"layout": "full"}, TypeError, "bool, integer or float"),
+    ],
+)
 def test_constructions_that_are_refused(kwargs, error, message):
     with pytest.raises(error, match=message):
         BlocksparseMatMul(**{"layout": MASK, **kwargs})
@@ -97,12 +105,15 @@ def test_constructions_that_are_refused(kwargs, error, message):
 
 # ---- calls ---------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("axis", [0, 1])
 def test_references_of_the_class_are_those_of_the_package(rng, axis):
     bsmm = BlocksparseMatMul(MASK, 8, axis)
     layout = bsmm.sparsity_layout
-    x, w, dy, gate = (rng.standard_normal(shape) for shape in
-                      (bsmm.i_shape(5), bsmm.w_shape, bsmm.o_shape(5), bsmm.g_shape))
+    x, w, dy, gate = (
+        rng.standard_normal(shape)
+        for shape in (bsmm.i_shape(5), bsmm.w_shape, bsmm.o_shape(5), bsmm.g_shape)
+    )
     gate[1] = 0
     dense = layout.to_dense(w * gate[:, None, None])
     y = x @ dense if axis == 1 else dense.T @ x
@@ -130,7 +141,10 @@ def test_ops_are_named_after_the_object():
     with tf.Graph().as_default():
         x, w = tf.ones([2, 16]), tf.ones(bsmm.w_shape)
         assert [bsmm(x, w).op.name, bsmm(x, w).op.name, bsmm(x, w, name="own").op.name] == [
-            "hidden", "hidden_1", "own"]
+            "hidden",
+            "hidden_1",
+            "own",
+        ]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -145,6 +159,7 @@ def test_l2_normalize_is_that_of_the_package(device, rng, dtype):
 
 
 # ---- pruning -------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("z_order", [False, True])
@@ -170,14 +185,26 @@ def test_prune_takes_tensors_and_slots():
     assert np.array_equal(bsmm.pruned([-1, 0, 0, 0.5]).layout, [[1, 0, 1], [0, 0, 0]])
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda bsmm: bsmm.prune(np.ones(3), np.ones(4)), r"param must have 4 blocks. .* shape \(3,\)"),
-    (lambda bsmm: bsmm.prune(1.0, np.ones(4)), r"param must have 4 blocks. .* shape \(\)"),
-    (lambda bsmm: bsmm.prune(np.ones(4), np.ones(3)), r"gate must have shape \(4,\) .* \(3,\), 3"),
-    (lambda bsmm: bsmm.prune(np.ones(4), np.zeros(4)), r"a nonzero element.* \(4,\), 0 nonzero"),
-    (lambda bsmm: bsmm.pruned(np.zeros(4)), r"a nonzero element"),
-    (lambda bsmm: bsmm.pruned(np.ones((4, 1))), r"Received: shape \(4, 1\), 4 nonzero"),
-])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (
+            lambda bsmm: bsmm.prune(np.ones(3), np.ones(4)),
+            r"param must have 4 blocks. .* shape \(3,\)",
+        ),
+        (lambda bsmm: bsmm.prune(1.0, np.ones(4)), r"param must have 4 blocks. .* shape \(\)"),
+        (
+            lambda bsmm: bsmm.prune(np.ones(4), np.ones(3)),
+            r"gate must have shape \(4,\) .* \(3,\), 3",
+        ),
+        (
+            lambda bsmm: bsmm.prune(np.ones(4), np.zeros(4)),
+            r"a nonzero element.* \(4,\), 0 nonzero",
+        ),
+        (lambda bsmm: bsmm.pruned(np.zeros(4)), r"a nonzero element"),
+        (lambda bsmm: bsmm.pruned(np.ones((4, 1))), r"Received: shape \(4, 1\), 4 nonzero"),
+    ],
+)
 def test_prunings_that_are_refused(call, message):
     with pytest.raises(ValueError, match=f"^BlocksparseMatMul.prune: .*{message}"):
         call(BlocksparseMatMul(MASK, 8))

@@ -17,7 +17,9 @@ ARGUMENTS = {
     matmul_dw: {"x": [5, 16], "dy": [5, 24]},
 }
 OP_NAMES = {
-    matmul: "BlocksparseMatmul", matmul_dx: "BlocksparseMatmulDX", matmul_dw: "BlocksparseMatmulDW",
+    matmul: "BlocksparseMatmul",
+    matmul_dx: "BlocksparseMatmulDX",
+    matmul_dw: "BlocksparseMatmulDW",
 }
 
 
@@ -29,8 +31,10 @@ def case(function, arguments, message, **attrs):
 
 def features(name, count, blocks, axis=1):
     where = "the last axis" if axis == 1 else "axis 0"
-    return (rf"{name} must have {count} features on {where} \({blocks} blocks of 8, "
-            rf"feature_axis={axis}\)\. Received: {name}\.shape=[\[(]")
+    return (
+        rf"{name} must have {count} features on {where} \({blocks} blocks of 8, "
+        rf"feature_axis={axis}\)\. Received: {name}\.shape=[\[(]"
+    )
 
 
 def shape(name, expected):
@@ -78,10 +82,18 @@ DTYPE_ERRORS = [
     case(matmul, {"w": ([4, 8, 8], "float16")}, "w must be float32 as x. Received: float16"),
     case(matmul, {"gate": ([4], "float16")}, "gate must be float32. Received: float16"),
     case(matmul, {"gate": ([4], "float64")}, "gate must be float32. Received: float64"),
-    case(matmul, {}, "dw_dtype must be float32 or .* of x, float32. Received: float16",
-         dw_dtype="float16"),
-    case(matmul, {"x": ([5, 16], "float16"), "w": ([4, 8, 8], "float16")},
-         "dw_dtype must be float32 or .* float16. Received: bfloat16", dw_dtype="bfloat16"),
+    case(
+        matmul,
+        {},
+        "dw_dtype must be float32 or .* of x, float32. Received: float16",
+        dw_dtype="float16",
+    ),
+    case(
+        matmul,
+        {"x": ([5, 16], "float16"), "w": ([4, 8, 8], "float16")},
+        "dw_dtype must be float32 or .* float16. Received: bfloat16",
+        dw_dtype="bfloat16",
+    ),
     case(matmul_dx, {"dy": ([5, 24], "int64")}, f"dy {UNSUPPORTED}int64"),
     case(matmul_dx, {"w": ([4, 8, 8], "bfloat16")}, "w must be float32 as dy. Received: bfloat16"),
     case(matmul_dx, {"gate": ([4], "int32")}, "gate must be float32. Received: int32"),
@@ -100,6 +112,7 @@ ATTR_ERRORS = [
 
 
 # ---- modes ---------------------------------------------------------------------------------------
+
 
 def call(function, tensors, attrs):
     return function(**tensors, layout=LAYOUT, **attrs)
@@ -174,7 +187,8 @@ def test_wrong_shapes_are_refused_before_anything_runs(mode, function, arguments
 @modes(*UNKNOWN)
 @pytest.mark.parametrize("function, arguments, attrs, message", SHAPE_ERRORS)
 def test_wrong_shapes_are_refused_when_the_graph_runs(
-        device, mode, function, arguments, attrs, message):
+    device, mode, function, arguments, attrs, message
+):
     with pytest.raises(tf.errors.InvalidArgumentError, match=f"{OP_NAMES[function]}: {message}"):
         mode(function, specs_of(function, arguments), attrs)
 
@@ -203,12 +217,15 @@ def test_lists_of_other_lengths_are_refused(num_x, num_dy):
 
 
 @pytest.mark.parametrize("position", [1, MAX_PAIRS + 1])
-@pytest.mark.parametrize("wrong, error, message", [
-    ({"x": tf.ones([5, 16], "float16")}, TypeError, "x must be float32 as the first x"),
-    ({"dy": tf.ones([5, 24], "float16")}, TypeError, "dy must be float32 as x"),
-    ({"x": tf.ones([5, 8])}, ValueError, "x must have 16 features"),
-    ({"dy": tf.ones([4, 24])}, ValueError, "the same minibatch"),
-])
+@pytest.mark.parametrize(
+    "wrong, error, message",
+    [
+        ({"x": tf.ones([5, 16], "float16")}, TypeError, "x must be float32 as the first x"),
+        ({"dy": tf.ones([5, 24], "float16")}, TypeError, "dy must be float32 as x"),
+        ({"x": tf.ones([5, 8])}, ValueError, "x must have 16 features"),
+        ({"dy": tf.ones([4, 24])}, ValueError, "the same minibatch"),
+    ],
+)
 def test_every_pair_is_checked(position, wrong, error, message):
     pairs = {"x": [tf.ones([5, 16])] * (MAX_PAIRS + 2), "dy": [tf.ones([5, 24])] * (MAX_PAIRS + 2)}
     for name, tensor in wrong.items():

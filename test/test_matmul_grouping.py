@@ -63,17 +63,19 @@ def group(grad, expected_products, group_size=8):
 
 @in_graphs
 @pytest.mark.parametrize("axis", [0, 1])
-@pytest.mark.parametrize("num_steps, group_size, expected", [
-    (2, 8, 1), (8, 8, 1), (9, 8, 2), (19, 2, 10), (5, 1, 5), (130, 128, 2),
-])
+@pytest.mark.parametrize(
+    "num_steps, group_size, expected",
+    [(2, 8, 1), (8, 8, 1), (9, 8, 2), (19, 2, 10), (5, 1, 5), (130, 128, 2)],
+)
 def test_many_products_become_few(device, run, rng, axis, num_steps, group_size, expected):
     w, xs, dys = arrays(rng, num_steps)
     if axis == 0:
         xs, dys = xs.swapaxes(1, 2), dys.swapaxes(1, 2)
 
     def function(w, xs, dys):
-        grad = gradient(lambda x, w, _: matmul(x, w, LAYOUT, feature_axis=axis), w, xs, dys,
-                        num_steps)
+        grad = gradient(
+            lambda x, w, _: matmul(x, w, LAYOUT, feature_axis=axis), w, xs, dys, num_steps
+        )
         assert num_products(grad) == num_steps
         return grad, group(grad, expected, group_size)
 
@@ -208,6 +210,7 @@ def test_fewer_than_two_products_stay_as_they_are(run, rng):
 
 # ---- get_bsmm_dx_ops -----------------------------------------------------------------------------
 
+
 @in_graphs
 def test_dx_ops_of_a_recurrent_weight(run, rng):
     """h = x + h W + h' U: U has the tables of W and meets the same dy, V even the same x."""
@@ -222,8 +225,11 @@ def test_dx_ops_of_a_recurrent_weight(run, rng):
             h, h2 = x + matmul(h, w, LAYOUT) + matmul(h2, u, LAYOUT) + matmul(h, v, other), h
         dw, du, _ = tf.gradients(h, [w, u, xs])
         for weight, grad in ((w, dw), (u, du)):
-            expected = [op for op in h.graph.get_operations()
-                        if op.type == "BlocksparseMatmulDX" and op.inputs[1] is weight]
+            expected = [
+                op
+                for op in h.graph.get_operations()
+                if op.type == "BlocksparseMatmulDX" and op.inputs[1] is weight
+            ]
             found = get_bsmm_dx_ops(grad)
             assert len(found) == len(expected) == 4 and set(found) == set(expected)
         return [dw]
@@ -232,6 +238,7 @@ def test_dx_ops_of_a_recurrent_weight(run, rng):
 
 
 # ---- errors --------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("function", [group_param_grads, get_bsmm_dx_ops, block_reduced_full_dw])
 @pytest.mark.parametrize("grad", [tf.ones([2]), np.ones(2)], ids=["eager", "numpy"])

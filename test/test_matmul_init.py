@@ -20,6 +20,7 @@ def dense(bsmm, initializer, dtype="float32"):
 
 # ---- identity_init -------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("scale", [1.0, -0.5])
 def test_identity_of_a_square_layout(dtype, scale):
@@ -42,6 +43,7 @@ def test_identity_passes_features_through():
 
 
 # ---- ortho_init ----------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("mask", ["random", "empty_lines", "full_column", "diagonal", "one"])
 def test_output_features_are_orthonormal_within_each_block_column(mask):
@@ -77,6 +79,7 @@ def test_ortho_init_has_no_preferred_sign():
 
 
 # ---- checker_init --------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_checker_opens_blocks_of_equal_parity(dtype):
@@ -126,8 +129,9 @@ def tf1_partitioned_variable(initializer, shape, dtype):
     """A partitioner makes get_variable pass partition_info."""
     tf1 = tf.compat.v1
     with tf.Graph().as_default():
-        w = tf1.get_variable("w", shape, tf.as_dtype(dtype), initializer,
-                             partitioner=tf1.fixed_size_partitioner(1))
+        w = tf1.get_variable(
+            "w", shape, tf.as_dtype(dtype), initializer, partitioner=tf1.fixed_size_partitioner(1)
+        )
         with tf1.Session() as session:
             session.run(tf1.global_variables_initializer())
             return session.run(w.as_tensor())
@@ -140,9 +144,11 @@ def keras_weight(initializer, shape, dtype):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", INITIALIZERS)
-@pytest.mark.parametrize("make", [
-    variable, variable_in_function, tf1_variable, tf1_partitioned_variable, keras_weight,
-], ids=lambda make: make.__name__)
+@pytest.mark.parametrize(
+    "make",
+    [variable, variable_in_function, tf1_variable, tf1_partitioned_variable, keras_weight],
+    ids=lambda make: make.__name__,
+)
 def test_variables_of_every_kind(make, name, dtype):
     initializer, shape = INITIALIZERS[name]
     value = make(initializer, shape, dtype)

@@ -48,8 +48,10 @@ def test_reduced_full_dw_scores_every_block(device, run, rng, axis, norm):
 
     def function(xs, dys):
         xs, dys = tf.unstack(xs, 3), tf.unstack(dys, 3)
-        return [reduced_full_dw(xs, dys, 8, axis, scale=0.25, norm=norm),
-                reduced_full_dw(xs[0], half(dys[0]), 8, axis, norm=norm)]
+        return [
+            reduced_full_dw(xs, dys, 8, axis, scale=0.25, norm=norm),
+            reduced_full_dw(xs[0], half(dys[0]), 8, axis, norm=norm),
+        ]
 
     many, one = run(function, xs, dys)
     assert many.shape == (3, 5) and many.dtype == one.dtype == np.float32
@@ -67,8 +69,10 @@ def test_block_reduced_full_dw_finds_the_pairs(device, run, rng, axis, norm):
     def function(w, xs, dys):
         ys = [matmul(half(x), half(w), layout, feature_axis=axis) for x in tf.unstack(xs, 3)]
         [grad] = tf.gradients(ys, [w], tf.unstack(half(dys), 3))
-        return [block_reduced_full_dw(grad, 2.0, norm),
-                block_reduced_full_dw(group_param_grads(grad), 2.0, norm)]
+        return [
+            block_reduced_full_dw(grad, 2.0, norm),
+            block_reduced_full_dw(group_param_grads(grad), 2.0, norm),
+        ]
 
     for result in run(function, np.ones(layout.w_shape, np.float32), xs, dys):
         np.testing.assert_allclose(result, 2 * score(xs, dys, axis, norm), rtol=1e-6)
@@ -85,7 +89,13 @@ def test_dw_matmul_large_n_sums_in_float32(device, run, rng, dtype):
 
 def test_largest_block():
     assert [largest_block(dim) for dim in (8, 16, 24, 32, 48, 320)] == [
-        (8, 1), (16, 1), (8, 3), (32, 1), (16, 3), (32, 10)]
+        (8, 1),
+        (16, 1),
+        (8, 3),
+        (32, 1),
+        (16, 3),
+        (32, 10),
+    ]
     for dim in (0, -8, 4, 12, 33):
         with pytest.raises(ValueError, match=f"^largest_block: .* multiple of 8. Received: {dim}$"):
             largest_block(dim)
@@ -96,14 +106,20 @@ def test_a_gradient_without_products_has_no_score():
         block_reduced_full_dw(tf.ones([1], name="mine"))
 
 
-@pytest.mark.parametrize("kwargs, message", [
-    ({"norm": "l1"}, "norm must be 'max' or 'l2'. Received: 'l1'"),
-    ({"feature_axis": 2}, "feature_axis must be 1 .* Received: 2"),
-    ({"x": []}, "x and dy must be lists of the same length, at least 1. Received: 0 and 1"),
-    ({"dy": [np.ones((2, 8))] * 2}, ".* Received: 1 and 2"),
-    ({"x": np.ones((4, 20))}, "x must have a multiple of 8 features.* Received: x.shape=.4, 20"),
-    ({"dy": np.ones((2, 4)), "feature_axis": 0}, "dy must have a multiple of 8 features"),
-])
+@pytest.mark.parametrize(
+    "kwargs, message",
+    [
+        ({"norm": "l1"}, "norm must be 'max' or 'l2'. Received: 'l1'"),
+        ({"feature_axis": 2}, "feature_axis must be 1 .* Received: 2"),
+        ({"x": []}, "x and dy must be lists of the same length, at least 1. Received: 0 and 1"),
+        ({"dy": [np.ones((2, 8))] * 2}, ".* Received: 1 and 2"),
+        (
+            {"x": np.ones((4, 20))},
+            "x must have a multiple of 8 features.* Received: x.shape=.4, 20",
+        ),
+        ({"dy": np.ones((2, 4)), "feature_axis": 0}, "dy must have a multiple of 8 features"),
+    ],
+)
 def test_scores_that_are_refused(kwargs, message):
     x = np.ones((8, 8), np.float32)
     with pytest.raises(ValueError, match=f"^reduced_full_dw: {message}"):

@@ -74,6 +74,7 @@ def test_right_arguments_pass(device, mode, name):
 
 # ---- tables --------------------------------------------------------------------------------------
 
+
 def plan_with(**fields):
     plan = LAYOUT.plan.copy()
     for field, value in fields.items():
@@ -94,7 +95,9 @@ DAMAGED = {
     "long_lut": ({"lut": np.append(LAYOUT.lut, 0)}, f"lut must have the {LUT_SIZE} elements"),
     "empty_lut": ({"lut": LAYOUT.lut[:0]}, "lut must have .* Received: 0"),
     "other_version": (
-        {"plan": plan_with(version=7)}, r"this version \(1\)\. Received: 31 elements, version 7"),
+        {"plan": plan_with(version=7)},
+        r"this version \(1\)\. Received: 31 elements, version 7",
+    ),
     "empty_plan": ({"plan": LAYOUT.plan[:0]}, "made by SparsityLayout .* Received: 0 elements"),
     "part_of_a_header": ({"plan": LAYOUT.plan[:3]}, "Received: 3 elements, version 1"),
     "header_only": ({"plan": LAYOUT.plan[:7]}, r"plan must have 7 \+ 3 .* Received: 7 for 8"),
@@ -102,28 +105,46 @@ DAMAGED = {
     "long_plan": ({"plan": np.append(LAYOUT.plan, np.int32(0))}, "Received: 32 for 8 sections"),
     "negative_sections": ({"plan": plan_with(num_sections=-1)}, "Received: 31 for -1 sections"),
     "fewer_sections": (
-        {"plan": plan_with(num_sections=7)[:-3]}, "section 7 of the lut must have .* Received: 0"),
+        {"plan": plan_with(num_sections=7)[:-3]},
+        "section 7 of the lut must have .* Received: 0",
+    ),
     "negative_offset": (
-        {"plan": plan_with_section("dx_ptr", 1, -1)}, "section 3 must lie inside the lut"),
+        {"plan": plan_with_section("dx_ptr", 1, -1)},
+        "section 3 must lie inside the lut",
+    ),
     "negative_size": (
-        {"plan": plan_with_section("dw_items", 2, -1)}, "section 7 must lie inside the lut"),
+        {"plan": plan_with_section("dw_items", 2, -1)},
+        "section 7 must lie inside the lut",
+    ),
     "section_beyond_the_lut": (
-        {"plan": plan_with_section("dw_items", 1, LUT_SIZE)}, "section 7 must lie inside the lut"),
+        {"plan": plan_with_section("dw_items", 1, LUT_SIZE)},
+        "section 7 must lie inside the lut",
+    ),
     "huge_section": (
-        {"plan": plan_with_section("blocks", 2, 2**31 - 1)}, "section 6 must lie inside the lut"),
+        {"plan": plan_with_section("blocks", 2, 2**31 - 1)},
+        "section 6 must lie inside the lut",
+    ),
     "small_section": (
-        {"plan": plan_with_section("fprop_ptr", 2, 3)}, "section 0 .* must have 4 .* Received: 3"),
+        {"plan": plan_with_section("fprop_ptr", 2, 3)},
+        "section 0 .* must have 4 .* Received: 3",
+    ),
     "missing_section": (
-        {"plan": plan_with_section("dx_entries", 0, 99)}, "section 4 .* have 4 .* Received: 0"),
+        {"plan": plan_with_section("dx_entries", 0, 99)},
+        "section 4 .* have 4 .* Received: 0",
+    ),
     "more_blocks": ({"plan": plan_with(num_blocks=5)}, "section 1 .* must have 5 .* Received: 4"),
     "no_blocks": ({"plan": plan_with(num_blocks=0)}, "at least one block in each direction"),
     "negative_grid": ({"plan": plan_with(in_blocks=-2)}, "at least one block in each direction"),
     "other_block_size": (
-        {"block_size": 16}, "layout must have 2 x 3 blocks of 16. Received: 2 x 3 blocks of 8"),
+        {"block_size": 16},
+        "layout must have 2 x 3 blocks of 16. Received: 2 x 3 blocks of 8",
+    ),
     "other_in_blocks": ({"in_blocks": 4}, "layout must have 4 x 3 blocks of 8. Received: 2 x 3"),
     "other_out_blocks": ({"out_blocks": 1}, "layout must have 2 x 1 blocks of 8. Received: 2 x 3"),
     "unsupported_block_size": (
-        {"block_size": 12}, "block_size 12 .*is not supported. Supported: 8, 16, 32, 64, 128"),
+        {"block_size": 12},
+        "block_size 12 .*is not supported. Supported: 8, 16, 32, 64, 128",
+    ),
 }
 
 
@@ -162,6 +183,7 @@ def test_nonsense_in_a_table_is_no_crash(device, rng, name, section):
 
 # ---- other inputs and attributes -----------------------------------------------------------------
 
+
 @pytest.mark.parametrize("name", WITH_LAYOUT)
 @pytest.mark.parametrize("attr", SIZES)
 @pytest.mark.parametrize("value", [0, -1, 2**31, 2**40])
@@ -171,31 +193,53 @@ def test_sizes_out_of_range_are_refused(mode, name, attr, value):
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
-@pytest.mark.parametrize("changes, message", [
-    ({"feature_axis": 2}, "feature_axis 2 is not supported. Supported: .* feature_axis 0, 1"),
-    ({"feature_axis": -1}, "feature_axis -1 is not supported"),
-    ({"gate": [GATE, GATE]}, "at most one gate is supported. Received: 2"),
-    ({"gate": [GATE[:3]]}, r"gate must have shape \[4\]. Received: gate.shape=\[3\]"),
-])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"feature_axis": 2}, "feature_axis 2 is not supported. Supported: .* feature_axis 0, 1"),
+        ({"feature_axis": -1}, "feature_axis -1 is not supported"),
+        ({"gate": [GATE, GATE]}, "at most one gate is supported. Received: 2"),
+        ({"gate": [GATE[:3]]}, r"gate must have shape \[4\]. Received: gate.shape=\[3\]"),
+    ],
+)
 def test_wrong_gates_and_axes_are_refused(device, mode, name, changes, message):
     assert_refused(mode, name, message, **changes)
 
 
-@pytest.mark.parametrize("name, changes, message", [
-    ("matmul_dw", {"x": [X] * 129, "dy": [DY] * 129}, "at most 128 pairs. Received: 129"),
-    ("matmul_dw", {"dw_dtype": "float16"}, "dw_dtype must be float32 or .* of x. Received: half"),
-    ("matmul_dw", {"x": [X[:4]]}, r"same minibatch.* x.shape=\[4, 16\], dy.shape=\[5, 24\]"),
-    ("matmul_dg", {"gate": GATE[:3]}, r"gate must have shape \[4\]. Received: gate.shape=\[3\]"),
-    ("matmul_dg", {"gate": GATE[0]}, r"gate must have shape \[4\]. Received: gate.shape=\[\]"),
-    ("matmul_dg", {"w": W[:, 0], "dw": W[:, 0]}, r"w must have shape \[num_blocks, B, B\]"),
-    ("matmul_dg", {"w": W[:, :, :4], "dw": W[:, :, :4]}, r"w must have shape \[num_blocks, B, B\]"),
-    ("matmul_dg", {"dw": W[:3]}, r"(dw|w) must have shape \[[34], 8, 8\]"),
-    ("l2_normalize", {"gain": [GAIN, GAIN]}, "at most one gain is supported. Received: 2"),
-    ("l2_normalize", {"gain": [GAIN[:8]]}, r"gain must have shape \[24\]"),
-    ("l2_normalize", {"x": W[:3]}, r"x must have shape \[4, 8, 8\]. Received: x.shape=\[3, 8, 8\]"),
-    ("l2_normalize_grad", {"dy": W[:3]}, r"dy must have shape \[4, 8, 8\]"),
-    ("l2_normalize_grad", {"sum_sqr": GAIN[:8]}, r"sum_sqr must have shape \[24\]"),
-    ("l2_normalize_grad", {"gain": [GAIN[:8]]}, r"gain must have shape \[24\]"),
-])
+@pytest.mark.parametrize(
+    "name, changes, message",
+    [
+        ("matmul_dw", {"x": [X] * 129, "dy": [DY] * 129}, "at most 128 pairs. Received: 129"),
+        (
+            "matmul_dw",
+            {"dw_dtype": "float16"},
+            "dw_dtype must be float32 or .* of x. Received: half",
+        ),
+        ("matmul_dw", {"x": [X[:4]]}, r"same minibatch.* x.shape=\[4, 16\], dy.shape=\[5, 24\]"),
+        (
+            "matmul_dg",
+            {"gate": GATE[:3]},
+            r"gate must have shape \[4\]. Received: gate.shape=\[3\]",
+        ),
+        ("matmul_dg", {"gate": GATE[0]}, r"gate must have shape \[4\]. Received: gate.shape=\[\]"),
+        ("matmul_dg", {"w": W[:, 0], "dw": W[:, 0]}, r"w must have shape \[num_blocks, B, B\]"),
+        (
+            "matmul_dg",
+            {"w": W[:, :, :4], "dw": W[:, :, :4]},
+            r"w must have shape \[num_blocks, B, B\]",
+        ),
+        ("matmul_dg", {"dw": W[:3]}, r"(dw|w) must have shape \[[34], 8, 8\]"),
+        ("l2_normalize", {"gain": [GAIN, GAIN]}, "at most one gain is supported. Received: 2"),
+        ("l2_normalize", {"gain": [GAIN[:8]]}, r"gain must have shape \[24\]"),
+        (
+            "l2_normalize",
+            {"x": W[:3]},
+            r"x must have shape \[4, 8, 8\]. Received: x.shape=\[3, 8, 8\]",
+        ),
+        ("l2_normalize_grad", {"dy": W[:3]}, r"dy must have shape \[4, 8, 8\]"),
+        ("l2_normalize_grad", {"sum_sqr": GAIN[:8]}, r"sum_sqr must have shape \[24\]"),
+        ("l2_normalize_grad", {"gain": [GAIN[:8]]}, r"gain must have shape \[24\]"),
+    ],
+)
 def test_wrong_inputs_are_refused(device, mode, name, changes, message):
     assert_refused(mode, name, message, **changes)

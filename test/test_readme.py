@@ -39,6 +39,14 @@ def test_readme_support_table_is_generated():
     assert support.table() in (ROOT / "README.md").read_text()
 
 
+def test_readme_figures_are_the_committed_ones():
+    sys.path.insert(0, str(ROOT / "bench"))
+    import summarize
+
+    figures = summarize.table(ROOT / "bench/results/h200-2026-11-20.json", "bfloat16")
+    assert figures in (ROOT / "README.md").read_text()
+
+
 def test_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) < 200
 

@@ -20,8 +20,12 @@ MASK = layouts.standard()["empty_lines"]
 def in_fresh_process(function, *arguments):
     """Calls a function of this module in a new interpreter."""
     code = f"from {__name__} import {function.__name__} as f; f(*{arguments!r})"
-    env = {"TF_FORCE_GPU_ALLOW_GROWTH": "true", "TF_CPP_MIN_LOG_LEVEL": "3", **os.environ,
-           "PYTHONPATH": os.pathsep.join(sys.path)}
+    env = {
+        "TF_FORCE_GPU_ALLOW_GROWTH": "true",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
     child = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert child.returncode == 0, child.stderr
 
@@ -56,6 +60,7 @@ class Model(tf.Module):
 
 # ---- SavedModel ----------------------------------------------------------------------------------
 
+
 def load_and_compare(*folders):
     """In the process that loads: the signatures, and gradients through the loaded function."""
     tf.config.experimental.enable_tensor_float_32_execution(False)
@@ -81,13 +86,17 @@ def test_saved_models_work_in_a_fresh_process(rng, tmp_path):
         x = rng.standard_normal(model.bsmm.i_shape(7)).astype(np.float32)
         results = {**model.predict(x), **model.gradients(x)}
         assert all(np.any(result) for result in results.values())
-        tf.saved_model.save(model, folder, signatures={
-            "serving_default": model.predict, "gradients": model.gradients})
+        tf.saved_model.save(
+            model,
+            folder,
+            signatures={"serving_default": model.predict, "gradients": model.gradients},
+        )
         np.savez(f"{folder}/expected.npz", x=x, **{k: v.numpy() for k, v in results.items()})
     in_fresh_process(load_and_compare, *folders)
 
 
 # ---- checkpoints ---------------------------------------------------------------------------------
+
 
 def test_a_checkpoint_holds_only_the_parameters(rng, tmp_path):
     model = Model(1)
@@ -96,8 +105,10 @@ def test_a_checkpoint_holds_only_the_parameters(rng, tmp_path):
     path = tf.train.Checkpoint(model=model).write(str(tmp_path / "checkpoint"))
     assert dict(tf.train.list_variables(path)) == {
         "_CHECKPOINTABLE_OBJECT_GRAPH": [],
-        **{f"model/{parameter.name[:-2]}/.ATTRIBUTES/VARIABLE_VALUE": parameter.shape.as_list()
-           for parameter in model.parameters},
+        **{
+            f"model/{parameter.name[:-2]}/.ATTRIBUTES/VARIABLE_VALUE": parameter.shape.as_list()
+            for parameter in model.parameters
+        },
     }
     other = Model(1)
     for parameter in other.parameters:
@@ -130,6 +141,7 @@ def test_a_tf1_checkpoint_holds_only_the_weights(rng, tmp_path):
 
 # ---- Keras ---------------------------------------------------------------------------------------
 
+
 @keras.saving.register_keras_serializable("blocksparse_test")
 class SparseDense(keras.layers.Layer):
     def __init__(self, mask, **kwargs):
@@ -159,7 +171,9 @@ def test_a_keras_model_trains_and_reloads(rng, tmp_path, policy):
     losses = model.fit(x, y, batch_size=32, epochs=12, verbose=0).history["loss"]
     assert losses[-1] < 0.02 * losses[0]
     assert (layer.w.dtype, layer.compute_dtype) == (
-        "float32", "float32" if policy == "float32" else "bfloat16")
+        "float32",
+        "float32" if policy == "float32" else "bfloat16",
+    )
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert loaded.get_layer("sparse").bsmm == bsmm
@@ -168,6 +182,7 @@ def test_a_keras_model_trains_and_reloads(rng, tmp_path, policy):
 
 
 # ---- graphs are freed ----------------------------------------------------------------------------
+
 
 def use_tf1_graph(bsmm):
     tf1 = tf.compat.v1
@@ -198,6 +213,7 @@ def test_a_layout_keeps_no_graph_alive(use):
 
 # ---- several devices -----------------------------------------------------------------------------
 
+
 def compare_replicas():
     """Two replicas, each with half of the minibatch, against one with all of it."""
     cpu = tf.config.list_physical_devices("CPU")
@@ -205,8 +221,10 @@ def compare_replicas():
     tf.config.set_logical_device_configuration(cpu[0], [tf.config.LogicalDeviceConfiguration()] * 2)
     bsmm = BlocksparseMatMul(MASK, 8)
     rng = np.random.default_rng(0)
-    x, dy, w = (rng.integers(-2, 3, shape).astype(np.float32)
-                for shape in (bsmm.i_shape(8), bsmm.o_shape(8), bsmm.w_shape))
+    x, dy, w = (
+        rng.integers(-2, 3, shape).astype(np.float32)
+        for shape in (bsmm.i_shape(8), bsmm.o_shape(8), bsmm.w_shape)
+    )
 
     devices = set()
 
@@ -224,7 +242,8 @@ def compare_replicas():
     def replicated_gradient():
         def half(array):
             return strategy.experimental_distribute_values_from_function(
-                lambda context: tf.constant(np.split(array, 2)[context.replica_id_in_sync_group]))
+                lambda context: tf.constant(np.split(array, 2)[context.replica_id_in_sync_group])
+            )
 
         pieces = strategy.run(lambda x, dy: gradient(x, dy, replicated_w), [half(x), half(dy)])
         return strategy.reduce("sum", pieces, axis=None)

@@ -59,6 +59,7 @@ class Reference:
 
 def with_gradients(function):
     """A function of (dz, *inputs) that returns z and the gradients of the inputs."""
+
     def result(dz, *inputs):
         with tf.GradientTape() as tape:
             tape.watch(inputs)
@@ -109,8 +110,9 @@ def test_scatter_mul_and_its_gradients(device, rng, axis, dtype, lut_dtype):
     proj, all_features, chosen = setup(rng, axis, (7,), dtype, lut_dtype)
     x, y, dz, expected = all_features(), chosen(), all_features(), Reference(axis)
     results = with_gradients(proj.scatter_mul)(*map(tf.constant, (dz, x, y)))
-    check(results, [expected.scatter_mul(x, y), expected.scatter_mul(dz, y),
-                    expected.gather(dz * x)])
+    check(
+        results, [expected.scatter_mul(x, y), expected.scatter_mul(dz, y), expected.gather(dz * x)]
+    )
 
 
 @pytest.mark.parametrize("axis", [0, 1])
@@ -120,14 +122,26 @@ def test_every_rank_in_every_mode(device, run, rng, batch, axis):
     x, y, dz, expected = all_features(), chosen(), all_features(), Reference(axis)
 
     def function(x, y, dz):
-        return (proj.gather(x), proj.scatter(y), *with_gradients(proj.scatter_add)(dz, x, y),
-                *with_gradients(proj.scatter_mul)(dz, x, y))
+        return (
+            proj.gather(x),
+            proj.scatter(y),
+            *with_gradients(proj.scatter_add)(dz, x, y),
+            *with_gradients(proj.scatter_mul)(dz, x, y),
+        )
 
-    check(run(function, x, y, dz), [
-        expected.gather(x), expected.scatter(y),
-        expected.scatter_add(x, y), dz, expected.gather(dz),
-        expected.scatter_mul(x, y), expected.scatter_mul(dz, y), expected.gather(dz * x),
-    ])
+    check(
+        run(function, x, y, dz),
+        [
+            expected.gather(x),
+            expected.scatter(y),
+            expected.scatter_add(x, y),
+            dz,
+            expected.gather(dz),
+            expected.scatter_mul(x, y),
+            expected.scatter_mul(dz, y),
+            expected.gather(dz * x),
+        ],
+    )
 
 
 @pytest.mark.parametrize("axis", [0, 1])
@@ -144,10 +158,14 @@ def test_gradients_of_gradients(device, run, rng, axis):
         return tape.gradient(s, [x, y, dz])
 
     expected = Reference(axis)
-    check(run(function, x, y, dz, u, v), [
-        expected.scatter(v) * dz, expected.gather(dz * u),
-        expected.scatter_mul(u, y) + expected.scatter(v) * x,
-    ])
+    check(
+        run(function, x, y, dz, u, v),
+        [
+            expected.scatter(v) * dz,
+            expected.gather(dz * u),
+            expected.scatter_mul(u, y) + expected.scatter(v) * x,
+        ],
+    )
 
 
 @pytest.mark.parametrize("name", ["gather", "scatter"])
@@ -183,6 +201,7 @@ def test_inputs_stay_as_they_are(device, rng):
 
 # ---- construction --------------------------------------------------------------------------------
 
+
 def assert_inverse(proj):
     assert np.array_equal(proj.scatter_lut[proj.gather_lut], np.arange(proj.nproj))
     rest = np.delete(proj.scatter_lut, proj.gather_lut)
@@ -199,19 +218,25 @@ def test_nproj_draws_features_in_ascending_order():
     assert_inverse(proj)
 
 
-@pytest.mark.parametrize("nhidden, stride, block_size, expected", [
-    (64, 2, 32, range(0, 64, 2)), (80, 2, 16, range(0, 64, 2)), (33, 1, 32, range(32)),
-    (100, 3, 8, range(0, 96, 3)),
-])
+@pytest.mark.parametrize(
+    "nhidden, stride, block_size, expected",
+    [
+        (64, 2, 32, range(0, 64, 2)),
+        (80, 2, 16, range(0, 64, 2)),
+        (33, 1, 32, range(32)),
+        (100, 3, 8, range(0, 96, 3)),
+    ],
+)
 def test_proj_stride_makes_whole_blocks(nhidden, stride, block_size, expected):
     proj = SparseProj(nhidden, proj_stride=stride, block_size=block_size)
     assert proj.gather_lut.tolist() == list(expected)
     assert_inverse(proj)
 
 
-@pytest.mark.parametrize("dtype, expected", [
-    (np.int32, np.int32), (np.int64, np.int64), (np.uint8, np.int32), (np.uint64, np.int64),
-])
+@pytest.mark.parametrize(
+    "dtype, expected",
+    [(np.int32, np.int32), (np.int64, np.int64), (np.uint8, np.int32), (np.uint64, np.int64)],
+)
 def test_gather_lut_keeps_its_order(dtype, expected):
     for kwargs in ({}, {"nproj": len(LUT)}):
         proj = SparseProj(NHIDDEN, gather_lut=np.array(LUT, dtype), **kwargs)
@@ -229,46 +254,55 @@ def test_pickle_keeps_the_selection(rng):
     assert np.array_equal(copy.gather(x), proj.gather(x))
 
 
-@pytest.mark.parametrize("kwargs, message", [
-    ({}, "exactly one of nproj, proj_stride and gather_lut"),
-    ({"nproj": 4, "proj_stride": 2}, "exactly one .* Received: nproj=4, proj_stride=2"),
-    ({"nproj": 0}, "nproj must be 1 to nhidden=64. Received: 0"),
-    ({"nproj": 65}, "nproj must be 1 to nhidden=64. Received: 65"),
-    ({"proj_stride": 3}, "at least one block of 32 of nhidden=64 features. Received: 3"),
-    ({"proj_stride": 0}, "at least one block .* Received: 0"),
-    ({"proj_stride": -1}, "at least one block .* Received: -1"),
-    ({"gather_lut": [0, 1], "nproj": 3}, "excludes .* another nproj.* nproj=3, .* 2 indices"),
-    ({"gather_lut": [0, 1], "proj_stride": 2}, "excludes proj_stride"),
-    ({"gather_lut": [0, 64]}, r"distinct integers in \[0, 64\).* dtype int64, shape \(2,\)"),
-    ({"gather_lut": [-1, 3]}, "distinct integers"),
-    ({"gather_lut": [3, 3]}, "distinct integers"),
-    ({"gather_lut": []}, "distinct integers"),
-    ({"gather_lut": [[1]]}, "distinct integers"),
-    ({"gather_lut": [1.0]}, "distinct integers .* Received: dtype float64"),
-    ({"nproj": 4, "feature_axis": 2}, "feature_axis must be 0 or 1. Received: 2"),
-])
+@pytest.mark.parametrize(
+    "kwargs, message",
+    [
+        ({}, "exactly one of nproj, proj_stride and gather_lut"),
+        ({"nproj": 4, "proj_stride": 2}, "exactly one .* Received: nproj=4, proj_stride=2"),
+        ({"nproj": 0}, "nproj must be 1 to nhidden=64. Received: 0"),
+        ({"nproj": 65}, "nproj must be 1 to nhidden=64. Received: 65"),
+        ({"proj_stride": 3}, "at least one block of 32 of nhidden=64 features. Received: 3"),
+        ({"proj_stride": 0}, "at least one block .* Received: 0"),
+        ({"proj_stride": -1}, "at least one block .* Received: -1"),
+        ({"gather_lut": [0, 1], "nproj": 3}, "excludes .* another nproj.* nproj=3, .* 2 indices"),
+        ({"gather_lut": [0, 1], "proj_stride": 2}, "excludes proj_stride"),
+        ({"gather_lut": [0, 64]}, r"distinct integers in \[0, 64\).* dtype int64, shape \(2,\)"),
+        ({"gather_lut": [-1, 3]}, "distinct integers"),
+        ({"gather_lut": [3, 3]}, "distinct integers"),
+        ({"gather_lut": []}, "distinct integers"),
+        ({"gather_lut": [[1]]}, "distinct integers"),
+        ({"gather_lut": [1.0]}, "distinct integers .* Received: dtype float64"),
+        ({"nproj": 4, "feature_axis": 2}, "feature_axis must be 0 or 1. Received: 2"),
+    ],
+)
 def test_constructions_that_are_refused(kwargs, message):
     with pytest.raises(ValueError, match=f"^SparseProj: .*{message}"):
         SparseProj(64, **kwargs)
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda p: p.gather(tf.ones([12, 4])), r"x must have 13 features on axis 0.* x.shape=\(12,"),
-    (lambda p: p.scatter(tf.ones([13])), "x must have 5 features on axis 0"),
-    (lambda p: p.scatter_add(tf.ones([5, 2]), tf.ones([5, 2])), "x must have 13 features"),
-    (lambda p: p.scatter_mul(tf.ones([13, 2]), tf.ones([13, 2])), "y must have 5 features"),
-    (lambda p: p.scatter_add(tf.ones([13, 2]), tf.ones([13, 2])), "y must have 5 features"),
-    (lambda p: p.gather(1.0), "x must have a known rank of at least 1"),
-])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (
+            lambda p: p.gather(tf.ones([12, 4])),
+            r"x must have 13 features on axis 0.* x.shape=\(12,",
+        ),
+        (lambda p: p.scatter(tf.ones([13])), "x must have 5 features on axis 0"),
+        (lambda p: p.scatter_add(tf.ones([5, 2]), tf.ones([5, 2])), "x must have 13 features"),
+        (lambda p: p.scatter_mul(tf.ones([13, 2]), tf.ones([13, 2])), "y must have 5 features"),
+        (lambda p: p.scatter_add(tf.ones([13, 2]), tf.ones([13, 2])), "y must have 5 features"),
+        (lambda p: p.gather(1.0), "x must have a known rank of at least 1"),
+    ],
+)
 def test_wrong_shapes_are_refused(call, message):
     with pytest.raises(ValueError, match=f"^hubs: {message}"):
         call(SparseProj(NHIDDEN, gather_lut=LUT, name="hubs"))
 
 
 @pytest.mark.parametrize("name", ["scatter_add", "scatter_mul"])
-@pytest.mark.parametrize("x_shape, y_shape", [
-    ((13, 1), (5, 4)), ((13, 4), (5, 1)), ((13, 13), (5,)),
-])
+@pytest.mark.parametrize(
+    "x_shape, y_shape", [((13, 1), (5, 4)), ((13, 4), (5, 1)), ((13, 13), (5,))]
+)
 def test_inputs_do_not_broadcast(name, x_shape, y_shape):
     call = getattr(SparseProj(NHIDDEN, gather_lut=LUT), name)
     with pytest.raises(ValueError, match="^SparseProj: y must have the shape of x but for"):

@@ -69,8 +69,14 @@ def unwritten_tile(product):
 
 
 WRONG_SUMS = [
-    one_element_zeroed, one_block_zeroed, one_product_dropped_in_one_row,
-    one_product_doubled_in_one_row, two_blocks_exchanged, one_nan, one_infinity, unwritten_tile,
+    one_element_zeroed,
+    one_block_zeroed,
+    one_product_dropped_in_one_row,
+    one_product_doubled_in_one_row,
+    two_blocks_exchanged,
+    one_nan,
+    one_infinity,
+    unwritten_tile,
 ]
 
 
@@ -116,10 +122,16 @@ def test_the_exact_check_fails_wrong_sums(rng, dtype, fault):
         tolerance.check_equal(product.result, product.reference)
 
 
-@pytest.mark.parametrize("dtype, fault", [
-    ("float16", float16_accumulator), ("float16", bfloat16_output),
-    ("float32", float16_accumulator), ("float32", bfloat16_output), ("float32", tf32_inputs),
-])
+@pytest.mark.parametrize(
+    "dtype, fault",
+    [
+        ("float16", float16_accumulator),
+        ("float16", bfloat16_output),
+        ("float32", float16_accumulator),
+        ("float32", bfloat16_output),
+        ("float32", tf32_inputs),
+    ],
+)
 def test_the_rounding_check_fails_lost_precision(rng, dtype, fault):
     product = Product(rng, dtype)
     fault(product)
@@ -160,12 +172,20 @@ def test_constants_follow_the_significant_bits():
         assert rounded(np.float64(integer + 1), dtype) != integer + 1
 
 
-@pytest.mark.parametrize("dtype, depth, values", [
-    ("float32", 1, [-2, -1, 1, 2]), ("float32", 2**22, [-2, -1, 1, 2]),
-    ("float32", 2**22 + 1, [-1, 1]),
-    ("float16", 512, [-2, -1, 1, 2]), ("float16", 513, [-1, 1]), ("float16", 85598, [-1, 1]),
-    ("bfloat16", 64, [-2, -1, 1, 2]), ("bfloat16", 65, [-1, 1]), ("bfloat16", 1337, [-1, 1]),
-])
+@pytest.mark.parametrize(
+    "dtype, depth, values",
+    [
+        ("float32", 1, [-2, -1, 1, 2]),
+        ("float32", 2**22, [-2, -1, 1, 2]),
+        ("float32", 2**22 + 1, [-1, 1]),
+        ("float16", 512, [-2, -1, 1, 2]),
+        ("float16", 513, [-1, 1]),
+        ("float16", 85598, [-1, 1]),
+        ("bfloat16", 64, [-2, -1, 1, 2]),
+        ("bfloat16", 65, [-1, 1]),
+        ("bfloat16", 1337, [-1, 1]),
+    ],
+)
 def test_random_integers_have_exact_sums(rng, dtype, depth, values):
     drawn = tolerance.random_integers(rng, (64,), depth, dtype)
     assert np.unique(drawn).tolist() == values and drawn.dtype == np.float32
@@ -175,9 +195,9 @@ def test_random_integers_have_exact_sums(rng, dtype, depth, values):
     assert np.array_equal(rounded(sums, dtype), sums)
 
 
-@pytest.mark.parametrize("dtype, depth", [
-    ("bfloat16", 1338), ("float16", 85599), ("float32", 2**43),
-])
+@pytest.mark.parametrize(
+    "dtype, depth", [("bfloat16", 1338), ("float16", 85599), ("float32", 2**43)]
+)
 def test_random_integers_refuse_long_sums(rng, dtype, depth):
     with pytest.raises(ValueError, match=f"sums of {depth} products are not exact in {dtype}"):
         tolerance.random_integers(rng, (1,), depth, dtype)
@@ -209,8 +229,10 @@ def test_reference_products_are_gradients(rng, axis, batch, gate):
     def shape(features):
         return (*batch, features) if axis == 1 else (features, *batch)
 
-    x, w, dy = (rng.standard_normal(s) for s in
-                (shape(LAYOUT.in_features), LAYOUT.w_shape, shape(LAYOUT.out_features)))
+    x, w, dy = (
+        rng.standard_normal(s)
+        for s in (shape(LAYOUT.in_features), LAYOUT.w_shape, shape(LAYOUT.out_features))
+    )
 
     def loss(x, w, gate):
         return np.sum(dy * reference.matmul(x, w, LAYOUT, axis, gate))

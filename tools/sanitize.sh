@@ -29,6 +29,10 @@ export PYTORCH_NO_CUDA_MEMORY_CACHING=1
 # racecheck follows every shared memory access and is a hundred times slower: it gets the short minibatches.
 short="GPU and not 3001 and not damaged"
 declare -A selection=([memcheck]=GPU [racecheck]=$short [synccheck]=$short)
+# The ops under TensorFlow: every room but the products, which the C interface covers.
+rooms="test/test_l2_norm.py test/test_layer_norm.py test/test_lstm_gates.py test/test_cross_entropy.py"
+declare -A ops=([memcheck]="$rooms test/test_matmul_gate.py" [racecheck]="$rooms -k eager" [synccheck]="$rooms -k eager")
+export TF_GPU_ALLOCATOR=cuda_malloc_async  # no pool of TensorFlow's own, for the same reason
 for tool in memcheck racecheck synccheck; do
   echo "== compute-sanitizer $tool: the GPU kernels"
   check=(compute-sanitizer --tool "$tool" --kernel-name kns=blocksparse --error-exitcode 9 --print-limit 20)
@@ -37,7 +41,6 @@ for tool in memcheck racecheck synccheck; do
       "${check[@]}" "$PYTHON" -m pytest $tests --noconftest test/test_kernels.py -k "${selection[$tool]}"
   fi
   if "$PYTHON" -c 'import tensorflow' 2>/dev/null; then
-    "${check[@]}" "$PYTHON" -m pytest $tests -m gpu test/test_matmul.py test/test_matmul_gate.py test/test_l2_norm.py \
-      -k "bit_for_bit or pairs or long_minibatch or gate or (axis and N65 and empty_lines) or l2"
+    "${check[@]}" "$PYTHON" -m pytest $tests -m gpu ${ops[$tool]}
   fi
 done

@@ -125,6 +125,8 @@ def softmax_cross_entropy_grad(logits, labels, dloss):
     p /= np.sum(p, axis=-1, keepdims=True)
     onehot = labels[..., None] == np.arange(logits.shape[-1])
     return np.asarray(dloss, np.float64)[..., None] * (p - onehot)
+
+
 def _moments(x, epsilon):
     """(xhat, rstd) of [..., S, L]."""
     deviations = x - x.mean(axis=-1, keepdims=True)
