@@ -2,6 +2,7 @@
 
 from blocksparse import patterns
 from blocksparse.cross_entropy import softmax_cross_entropy
+from blocksparse.embedding import embedding_lookup
 from blocksparse.l2_norm import l2_normalize
 from blocksparse.layer_norm import layer_norm
 from blocksparse.layout import SparsityLayout
@@ -42,6 +43,8 @@ __all__ = [
     "split4",
     # cross_entropy
     "softmax_cross_entropy",
+    # embedding
+    "embedding_lookup",
     # layer_norm
     "layer_norm",
     # sparse_proj

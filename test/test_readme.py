@@ -17,6 +17,7 @@ from blocksparse.testing import support
 ROOT = pathlib.Path(__file__).parents[1]
 MODULES = (
     "cross_entropy",
+    "embedding",
     "layout",
     "l2_norm",
     "lstm_gates",

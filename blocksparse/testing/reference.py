@@ -125,6 +125,8 @@ def softmax_cross_entropy_grad(logits, labels, dloss):
     p /= np.sum(p, axis=-1, keepdims=True)
     onehot = labels[..., None] == np.arange(logits.shape[-1])
     return np.asarray(dloss, np.float64)[..., None] * (p - onehot)
+
+
 def _moments(x, epsilon):
     """(xhat, rstd) of [..., S, L]."""
     deviations = x - x.mean(axis=-1, keepdims=True)
@@ -163,3 +165,16 @@ def layer_norm_grad(dy, x, g, b, feature_axis=1, segments=1, epsilon=1e-6, relu=
     samples = tuple(range(x.ndim - 2))
     dg, db = (np.sum(v, axis=samples).reshape(-1) for v in (d * xhat, d))
     return _joined((t - xhat * dots - sums) * rstd, feature_axis), dg, db
+
+
+def embedding_lookup(emb, idx):
+    """Rows of emb."""
+    return np.asarray(emb, np.float64)[np.asarray(idx, np.int64)]
+
+
+def embedding_lookup_grad(dy, idx, num_rows):
+    """Gradient of `embedding_lookup` with respect to emb: a sum over the indices of each row."""
+    dy = np.asarray(dy, np.float64)
+    demb = np.zeros((num_rows, dy.shape[-1]))
+    np.add.at(demb, np.asarray(idx, np.int64).reshape(-1), dy.reshape(-1, dy.shape[-1]))
+    return demb
