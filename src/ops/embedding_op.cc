@@ -1,6 +1,7 @@
 // TensorFlow's view of the embedding room: registration, shapes, allocation. The arithmetic is in
 // src/kernels/embedding.h.
 #include "src/kernels/embedding.h"
+#include "src/ops/index_inputs.h"
 #include "src/ops/layout_inputs.h"  // Dims and CheckShape
 #include "src/ops/op_utils.h"
 #include "tensorflow/core/framework/op.h"
@@ -73,13 +74,6 @@ emb: gives its shape alone.
 demb: dense, [C, K].
 )");
 
-IndexType IndexTypeOf(tensorflow::DataType dtype) {
-  if (dtype == tensorflow::DT_UINT8) return IndexType::kUint8;
-  if (dtype == tensorflow::DT_UINT16) return IndexType::kUint16;
-  if (dtype == tensorflow::DT_INT32) return IndexType::kInt32;
-  return IndexType::kInt64;
-}
-
 // The inputs that both directions share.
 class EmbeddingKernel : public OpKernel {
  public:
@@ -111,14 +105,8 @@ class EmbeddingKernel : public OpKernel {
   absl::Status CheckIndices(const Tensor& idx, const EmbeddingInputs& in) const {
     const int64_t n = FindBadIndex(in);
     if (n < 0) return absl::OkStatus();
-    std::vector<int64_t> position;
-    int64_t rest = n;
-    for (int i = idx.dims() - 1; i >= 0; --i) {
-      position.insert(position.begin(), rest % idx.dim_size(i));
-      rest /= idx.dim_size(i);
-    }
     return InvalidArgument(type_string(), ": idx must be in [0, ", in.rows,
-                           "), the rows of emb. Received: idx[", absl::StrJoin(position, ", "),
+                           "), the rows of emb. Received: idx[", PositionOf(idx, n),
                            "]=", IndexOf(in, n));
   }
 
