@@ -1,7 +1,10 @@
 """Block-sparse matrix products for TensorFlow, on CPU and GPU."""
 
 from blocksparse import patterns
+from blocksparse.clip import clip_by_global_norm, global_norm
 from blocksparse.cross_entropy import softmax_cross_entropy
+from blocksparse.embedding import embedding_lookup
+from blocksparse.ewops import add_n, add_n8, bias_relu, dropout, float_cast
 from blocksparse.l2_norm import l2_normalize
 from blocksparse.layer_norm import layer_norm
 from blocksparse.layout import SparsityLayout
@@ -42,6 +45,17 @@ __all__ = [
     "split4",
     # cross_entropy
     "softmax_cross_entropy",
+    # embedding
+    "embedding_lookup",
+    # ewops
+    "add_n",
+    "add_n8",
+    "bias_relu",
+    "dropout",
+    "float_cast",
+    # clip
+    "clip_by_global_norm",
+    "global_norm",
     # layer_norm
     "layer_norm",
     # sparse_proj

@@ -25,6 +25,8 @@ OPS = (
     "BlocksparseLstmGatesGrad",
     "BlocksparseSoftmaxCrossEntropy",
     "BlocksparseSoftmaxCrossEntropyGrad",
+    "BlocksparseEmbeddingLookup",
+    "BlocksparseEmbeddingLookupGrad",
     "BlocksparseLayerNorm",
     "BlocksparseLayerNormGrad",
 )

@@ -16,7 +16,10 @@ from blocksparse.testing import support
 
 ROOT = pathlib.Path(__file__).parents[1]
 MODULES = (
+    "clip",
     "cross_entropy",
+    "embedding",
+    "ewops",
     "layout",
     "l2_norm",
     "lstm_gates",

@@ -165,3 +165,55 @@ def layer_norm_grad(dy, x, g, b, feature_axis=1, segments=1, epsilon=1e-6, relu=
     samples = tuple(range(x.ndim - 2))
     dg, db = (np.sum(v, axis=samples).reshape(-1) for v in (d * xhat, d))
     return _joined((t - xhat * dots - sums) * rstd, feature_axis), dg, db
+
+
+def embedding_lookup(emb, idx):
+    """Rows of emb."""
+    return np.asarray(emb, np.float64)[np.asarray(idx, np.int64)]
+
+
+def embedding_lookup_grad(dy, idx, num_rows):
+    """Gradient of `embedding_lookup` with respect to emb: a sum over the indices of each row."""
+    dy = np.asarray(dy, np.float64)
+    demb = np.zeros((num_rows, dy.shape[-1]))
+    np.add.at(demb, np.asarray(idx, np.int64).reshape(-1), dy.reshape(-1, dy.shape[-1]))
+    return demb
+
+
+def bias_relu(x, b, axis=-1, activation=None):
+    """x + b along the first or the last axis, and then "relu" or "fast_gelu"."""
+    x = np.moveaxis(np.asarray(x, np.float64), axis, -1) + np.asarray(b, np.float64)
+    if activation == "relu":
+        x = np.maximum(x, 0)
+    elif activation == "fast_gelu":
+        x = x / (1 + np.exp(-1.702 * x))
+    return np.moveaxis(x, -1, axis)
+
+
+def bias_relu_grad(dy, x, b, axis=-1, activation=None):
+    """Gradients of `bias_relu` with respect to x and b."""
+    dy, x = (np.moveaxis(np.asarray(t, np.float64), axis, -1) for t in (dy, x))
+    z = x + np.asarray(b, np.float64)
+    if activation == "relu":
+        dy = np.where(z > 0, dy, 0)
+    elif activation == "fast_gelu":
+        s = 1 / (1 + np.exp(-1.702 * z))
+        dy = dy * (s + 1.702 * z * s * (1 - s))
+    return np.moveaxis(dy, -1, axis), np.sum(dy, axis=tuple(range(dy.ndim - 1)))
+
+
+def dropout(x, keep_prob, mask):
+    """x / keep_prob where mask, else 0."""
+    return np.where(mask, np.asarray(x, np.float64) / keep_prob, 0)
+
+
+def global_norm(grads, grad_scale=1.0, saturate=0.0, zero_infs=False, zero_nans=False):
+    """The Euclidean length of all gradients together."""
+    x = np.concatenate([np.asarray(grad, np.float64).reshape(-1) for grad in grads])
+    if zero_infs:
+        x = np.where(np.isinf(x), 0, x)
+    if zero_nans:
+        x = np.where(np.isnan(x), 0, x)
+    if saturate:
+        x = np.clip(x, -saturate, saturate)
+    return np.sqrt(np.sum((grad_scale * x) ** 2))

@@ -9,7 +9,7 @@
 // log-sum-exp stay apart: their sum would round to the spacing of the largest logit, and the
 // gradient, which subtracts it from the logits, would be as coarse.
 //
-// Buffers, row-major, of any alignment: x, dx T[rows, classes]; labels of one of LabelType[rows];
+// Buffers, row-major, of any alignment: x, dx T[rows, classes]; labels of one of IndexType[rows];
 // loss, dloss, row_max, log_sum float[rows]. Arithmetic in float32, sums in a fixed order: results
 // repeat bit for bit. A label outside [0, classes) gives its row a loss of NaN and a gradient of
 // zero; FindBadLabel finds it beforehand. A row of which all are -infinity, or one is infinity or
@@ -18,17 +18,16 @@
 #define BLOCKSPARSE_KERNELS_CROSS_ENTROPY_H_
 
 #include "src/kernels/common/dtype.h"
+#include "src/kernels/common/indices.h"
 #include "src/kernels/common/parallel_for.h"
 #include "src/kernels/common/status.h"
 #include "src/kernels/matmul.h"
 
 namespace blocksparse {
 
-enum class LabelType : int32_t { kUint8, kUint16, kInt32, kInt64 };
-
 struct CrossEntropyInputs {
   DType dtype;
-  LabelType label_type;
+  IndexType label_type;
   int64_t rows;
   int64_t classes;
   const void* x;
@@ -51,17 +50,7 @@ struct CrossEntropyGradArgs {
 };
 
 BLOCKSPARSE_HOST_DEVICE inline int64_t LabelOf(const CrossEntropyInputs& in, int64_t row) {
-  switch (in.label_type) {
-    case LabelType::kUint8:
-      return static_cast<const uint8_t*>(in.labels)[row];
-    case LabelType::kUint16:
-      return static_cast<const uint16_t*>(in.labels)[row];
-    case LabelType::kInt32:
-      return static_cast<const int32_t*>(in.labels)[row];
-    case LabelType::kInt64:
-      return static_cast<const int64_t*>(in.labels)[row];
-  }
-  return -1;
+  return IndexAt(in.labels, in.label_type, row);
 }
 
 // The first row whose label is outside [0, classes), or -1. Labels in host memory.

@@ -1,6 +1,7 @@
 // TensorFlow's view of the cross_entropy room: registration, shapes, allocation. The arithmetic is
 // in src/kernels/cross_entropy.h.
 #include "src/kernels/cross_entropy.h"
+#include "src/ops/index_inputs.h"
 #include "src/ops/layout_inputs.h"  // Dims and CheckShape
 #include "src/ops/op_utils.h"
 #include "tensorflow/core/framework/op.h"
@@ -73,13 +74,6 @@ REGISTER_OP("BlocksparseSoftmaxCrossEntropyGrad")
 The gradient of BlocksparseSoftmaxCrossEntropy with respect to logits: dloss (softmax - onehot).
 )");
 
-LabelType LabelTypeOf(tensorflow::DataType dtype) {
-  if (dtype == tensorflow::DT_UINT8) return LabelType::kUint8;
-  if (dtype == tensorflow::DT_UINT16) return LabelType::kUint16;
-  if (dtype == tensorflow::DT_INT32) return LabelType::kInt32;
-  return LabelType::kInt64;
-}
-
 // The inputs that both directions share.
 class CrossEntropyKernel : public OpKernel {
  public:
@@ -93,7 +87,7 @@ class CrossEntropyKernel : public OpKernel {
     TF_RETURN_IF_ERROR(CheckLogits(type_string(), DimsOf(**logits)));
     TF_RETURN_IF_ERROR(CheckRows(type_string(), "labels", DimsOf(**labels), DimsOf(**logits)));
     in->dtype = DTypeOf((*logits)->dtype());
-    in->label_type = LabelTypeOf((*labels)->dtype());
+    in->label_type = IndexTypeOf((*labels)->dtype());
     in->rows = (*labels)->NumElements();
     in->classes = (*logits)->dim_size((*logits)->dims() - 1);
     in->x = (*logits)->data();
@@ -115,15 +109,9 @@ class CrossEntropyKernel : public OpKernel {
   absl::Status CheckLabels(const Tensor& labels, const CrossEntropyInputs& in) const {
     const int64_t row = FindBadLabel(in);
     if (row < 0) return absl::OkStatus();
-    std::vector<int64_t> position;
-    int64_t rest = row;
-    for (int i = labels.dims() - 1; i >= 0; --i) {
-      position.insert(position.begin(), rest % labels.dim_size(i));
-      rest /= labels.dim_size(i);
-    }
     return InvalidArgument(type_string(), ": labels must be in [0, ", in.classes,
-                           "), the classes of logits. Received: labels[",
-                           absl::StrJoin(position, ", "), "]=", LabelOf(in, row));
+                           "), the classes of logits. Received: labels[", PositionOf(labels, row),
+                           "]=", LabelOf(in, row));
   }
 };
 
