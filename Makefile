@@ -124,7 +124,7 @@ test-gpu: $(READY)  ## run the tests that need a GPU, and fail without one
 	BLOCKSPARSE_REQUIRE_GPU=1 $(PYTHON) -m pytest -m gpu test $(PYTEST_ARGS)
 
 sanitize: $(READY)  ## look for invalid memory accesses and races: AddressSanitizer, and compute-sanitizer on a GPU
-	PYTHON="$(abspath $(PYTHON))" bash tools/sanitize.sh "$(BUILD)-asan"
+	PYTHON="$(PYTHON)" bash tools/sanitize.sh "$(BUILD)-asan"
 
 lint: $(READY)  ## check style: ruff and clang-format
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check --quiet .
