@@ -30,7 +30,7 @@ export PYTORCH_NO_CUDA_MEMORY_CACHING=1
 short="GPU and not 3001 and not damaged"
 declare -A selection=([memcheck]=GPU [racecheck]=$short [synccheck]=$short)
 # The ops under TensorFlow: every room but the products, which the C interface covers.
-rooms="test/test_l2_norm.py test/test_layer_norm.py test/test_lstm_gates.py test/test_cross_entropy.py"
+rooms="test/test_l2_norm.py test/test_layer_norm.py test/test_lstm_gates.py test/test_cross_entropy.py test/test_embedding.py"
 declare -A ops=([memcheck]="$rooms test/test_matmul_gate.py" [racecheck]="$rooms -k eager" [synccheck]="$rooms -k eager")
 export TF_GPU_ALLOCATOR=cuda_malloc_async  # no pool of TensorFlow's own, for the same reason
 for tool in memcheck racecheck synccheck; do
