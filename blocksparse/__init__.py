@@ -18,6 +18,7 @@ from blocksparse.matmul import (
     matmul_dx,
     reduced_full_dw,
 )
+from blocksparse.mlstm import MLSTMConfig, mlstm_cell, mlstm_inputs, mlstm_sequence, mlstm_weights
 
 __version__ = "0.1.0"
 
@@ -46,6 +47,12 @@ __all__ = [
     "layer_norm",
     # sparse_proj
     "SparseProj",
+    # mlstm; Keras layers are in blocksparse.layers
+    "MLSTMConfig",
+    "mlstm_cell",
+    "mlstm_inputs",
+    "mlstm_sequence",
+    "mlstm_weights",
     # masks: random, small-world, banded, ...
     "patterns",
 ]

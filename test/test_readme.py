@@ -25,6 +25,8 @@ MODULES = (
     "matmul_grouping",
     "matmul_init",
     "matmul_ops",
+    "mlstm",
+    "mlstm_config",
     "sparse_proj",
 )
 

@@ -125,6 +125,8 @@ def softmax_cross_entropy_grad(logits, labels, dloss):
     p /= np.sum(p, axis=-1, keepdims=True)
     onehot = labels[..., None] == np.arange(logits.shape[-1])
     return np.asarray(dloss, np.float64)[..., None] * (p - onehot)
+
+
 def _moments(x, epsilon):
     """(xhat, rstd) of [..., S, L]."""
     deviations = x - x.mean(axis=-1, keepdims=True)
@@ -163,3 +165,33 @@ def layer_norm_grad(dy, x, g, b, feature_axis=1, segments=1, epsilon=1e-6, relu=
     samples = tuple(range(x.ndim - 2))
     dg, db = (np.sum(v, axis=samples).reshape(-1) for v in (d * xhat, d))
     return _joined((t - xhat * dots - sums) * rstd, feature_axis), dg, db
+
+
+def mlstm_step(x, c, h, weights, config):
+    """(c, h) after one input x of the multiplicative LSTM; `config` is an MLSTMConfig.
+
+    linear(p, x) = layer_norm(W_p x; g_p, b_p); m, a = linear(m, x), linear(a, x);
+    h = linear(h0, h) * m; h = relu(linear(h1, h) + a); h = relu(linear(hs, h)) for the other
+    internal steps; i, f, o, u = linear(., h); then `lstm_gates` without forget_bias. The further of
+    config.lsteps updates have no m and a.
+    """
+    weights = {name: np.asarray(value, np.float64) for name, value in weights.items()}
+
+    def linear(p, x):
+        y = x @ _dense(weights[f"w_{p}"], config.layouts[p])
+        return layer_norm(y, weights[f"g_{p}"], weights[f"b_{p}"])
+
+    x, c, h = (_features_last(t, config.feature_axis) for t in (x, c, h))
+    chosen = [list(f or range(config.nhidden)) for f in (config.mul_features, config.add_features)]
+    for lstep in range(config.lsteps):
+        for step in range(config.isteps):
+            h = linear("h0" if config.share_isteps else f"h{step}", h)
+            if step == 0 and lstep == 0:
+                h[..., chosen[0]] *= linear("m", x)
+            if step == 1 and lstep == 0:
+                h[..., chosen[1]] += linear("a", x)
+            if step >= 1:
+                h = np.maximum(h, 0)
+        i, f, o, u = (linear(p, h) for p in "ifou")
+        c, h = lstm_gates(c, [i, u, f, o], forget_bias=0.0)
+    return tuple(_features_back(t, config.feature_axis) for t in (c, h))
