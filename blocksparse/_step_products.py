@@ -48,6 +48,8 @@ def run_steps(body, tensors, weights, multiply, multiply_dw):
             )
             d_weights = [
                 multiply_dw(name, [x for x, _ in pairs[name]], dys[number])
+                if pairs[name]
+                else tf.zeros_like(values[name])
                 for number, name in enumerate(names)
             ]
             return [*d_inputs, *d_weights]

@@ -126,7 +126,9 @@ def mlstm_sequence(x, state, weights, config):
     Args:
       x: config.dtype[T, N, nembd], or [nembd, T, N] with feature_axis 0. T, 1 or more, is known
         when a graph is built: the loop is unrolled.
-      state: (c, h) before the sequence, as in `mlstm_cell`; None for zeros.
+      state: (c, h) before the sequence, as in `mlstm_cell`; None for zeros. The norm of zeros has a
+        gradient of 1 / sqrt(epsilon) = 1000, and for W_h0 zeros times that: None leaves this
+        product out, as float16 may overflow in it.
       weights, config: as in `mlstm_cell`.
     Returns:
       (outputs, (c, h)): config.dtype[T, N, nhidden], or [nhidden, T, N], and the last state.
@@ -152,7 +154,8 @@ def mlstm_sequence(x, state, weights, config):
             f"{who}: the number of time steps must be known, 1 or more, as the loop is unrolled. "
             f"Received: x.shape={x.shape}"
         )
-    if state is None:
+    is_zero = state is None
+    if is_zero:
         batch = tf.shape(x)[2 - config.feature_axis]
         shape = [batch, config.nhidden] if config.feature_axis == 1 else [config.nhidden, batch]
         state = [tf.zeros(shape, x.dtype)] * 2
@@ -163,12 +166,13 @@ def mlstm_sequence(x, state, weights, config):
         linear = _linear(product, dict(zip(names, gains, strict=True)), config)
         outputs = []
         for x_proj in zip(*(tf.unstack(linear(p, x), axis=time_dim) for p in "ma"), strict=True):
-            c, h = _step(linear, x_proj, c, h, config)
+            c, h = _step(linear, x_proj, c, h, config, is_zero and not outputs)
             outputs.append(h)
         return [tf.stack(outputs, time_dim), c, h]
 
     def product_dw(name, xs, dys):
-        return _product_dw(name, xs, dys, weights[f"w_{name}"].dtype, config)
+        axis, dtype = config.feature_axis, weights[f"w_{name}"].dtype
+        return matmul_dw(xs, dys, config.layouts[name], feature_axis=axis, dw_dtype=dtype)
 
     outputs, c, h = run_steps(
         body,
@@ -183,13 +187,14 @@ def mlstm_sequence(x, state, weights, config):
 # ---- one step ----
 
 
-def _step(linear, x_proj, c, h, config):
+def _step(linear, x_proj, c, h, config, is_zero=False):
     """config.lsteps updates of the state, the first with x_proj = (m, a), if that is there."""
     for lstep in range(config.lsteps):
         m, a = x_proj if x_proj is not None and lstep == 0 else (None, None)
         for step in range(config.isteps):
             name = "h0" if config.share_isteps else f"h{step}"
-            h = linear(name, h, relu=step > 1 or step == 1 and a is None)
+            relu = step > 1 or step == 1 and a is None
+            h = linear(name, h, relu, is_zero=is_zero and lstep == step == 0)
             if step == 0 and m is not None:
                 h = h * m if config.mul_proj is None else config.mul_proj.scatter_mul(h, m)
             elif step == 1 and a is not None:
@@ -204,9 +209,10 @@ def _step(linear, x_proj, c, h, config):
 def _linear(product, gains, config):
     """linear(p, x) = layer_norm(product(p, x); g_p, b_p), with relu if wanted."""
 
-    def linear(name, x, relu=False):
+    def linear(name, x, relu=False, is_zero=False):
         g, b = gains[f"g_{name}"], gains[f"b_{name}"]
-        return layer_norm(product(name, x), g, b, axis=config.feature_axis, relu=relu)
+        y = tf.zeros_like(x) if is_zero else product(name, x)  # a square product
+        return layer_norm(y, g, b, axis=config.feature_axis, relu=relu)
 
     return linear
 
@@ -222,12 +228,6 @@ def _multiply(name, x, w, config):
         config.layouts[name],
         feature_axis=config.feature_axis,
         dw_dtype=w.dtype,
-    )
-
-
-def _product_dw(name, xs, dys, dtype, config):
-    return matmul_dw(
-        xs, dys, config.layouts[name], feature_axis=config.feature_axis, dw_dtype=dtype
     )
 
 

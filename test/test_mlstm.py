@@ -191,13 +191,6 @@ def test_step_without_input_is_its_definition(feature_axis, rng):
         np.testing.assert_allclose(result, value, rtol=0, atol=1e-5)
 
 
-def test_state_is_zero_by_default(rng):
-    config, (x, c, _, weights) = make(rng)
-    zero = tf.zeros_like(c)
-    expected, _ = mlstm_sequence(x, (zero, zero), weights, config)
-    np.testing.assert_array_equal(mlstm_sequence(x, None, weights, config)[0], expected)
-
-
 # ---- gradients ----
 
 
@@ -234,6 +227,31 @@ def check_gradients(rng, case, feature_axis, dtype, mode, masters=True):
     assert all(np.linalg.norm(e) > 0 for e in exact)
 
 
+@pytest.mark.parametrize("num_steps", [1, TIME])
+@axes
+def test_state_is_zero_by_default(num_steps, feature_axis, rng):
+    config, (x, c, _, weights) = make(rng, "lsteps", feature_axis)
+    x = x[:num_steps] if feature_axis == 1 else x[:, :num_steps]
+    zero = tf.zeros_like(c), tf.zeros_like(c)
+
+    def run(state):
+        return lambda x, weights: mlstm_sequence(x, state, weights, config)[0]
+
+    expected = gradients(run(zero), (x, weights), None)
+    for got, value in zip(gradients(run(None), (x, weights), None), expected, strict=True):
+        np.testing.assert_allclose(got, value, rtol=0, atol=1e-6 * np.abs(value).max())
+
+
+def test_float16_starts_from_zero_without_overflow(rng):
+    config, (x, _, _, weights) = make(rng, dtype="float16")
+    weights["b_h0"] = tf.zeros_like(weights["b_h0"])  # as training starts: two norms of zeros
+    with tf.GradientTape() as tape:
+        tape.watch(weights)
+        loss = tf.reduce_sum(mlstm_sequence(x, None, weights, config)[0])
+    for gradient in tape.gradient(loss, weights).values():
+        assert np.all(np.isfinite(gradient))
+
+
 def test_gradients_of_masters_are_float32_sums(rng):
     config, tensors = make(rng, dtype="bfloat16")
     with tf.GradientTape() as tape:
@@ -267,20 +285,13 @@ def test_everything_repeats_bit_for_bit(mode, rng, device):
         np.testing.assert_array_equal(a, b)
 
 
-def test_a_persistent_tape_may_ask_twice(rng):
+def test_a_tape_may_ask_twice_but_not_for_gradients_of_gradients(rng):
     config, (x, c, h, weights) = make(rng)
-    with tf.GradientTape(persistent=True) as tape:
-        tape.watch(x)
-        outputs, _ = mlstm_sequence(x, (c, h), weights, config)
-    np.testing.assert_array_equal(tape.gradient(outputs, x), tape.gradient(outputs, x))
-
-
-def test_gradients_of_gradients_are_refused(rng):
-    config, (x, c, h, weights) = make(rng)
-    with tf.GradientTape() as outer, tf.GradientTape() as inner:
+    with tf.GradientTape() as outer, tf.GradientTape(persistent=True) as inner:
         outer.watch(x)
         inner.watch(x)
         outputs, _ = mlstm_sequence(x, (c, h), weights, config)
         dx = inner.gradient(outputs, x)
+    np.testing.assert_array_equal(inner.gradient(outputs, x), dx)
     with pytest.raises(LookupError, match="LstmGatesGrad"):
         outer.gradient(dx, x)
