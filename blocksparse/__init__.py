@@ -5,6 +5,7 @@ from blocksparse.cross_entropy import softmax_cross_entropy
 from blocksparse.l2_norm import l2_normalize
 from blocksparse.layer_norm import layer_norm
 from blocksparse.layout import SparsityLayout
+from blocksparse.lstm import basic_lstm_step, grouped_lstm, grouped_lstm_weights
 from blocksparse.lstm_gates import concat4, fused_lstm_gates, sparse_relu, split4
 from blocksparse.matmul import (
     BlocksparseMatMul,
@@ -47,6 +48,10 @@ __all__ = [
     "layer_norm",
     # sparse_proj
     "SparseProj",
+    # lstm
+    "basic_lstm_step",
+    "grouped_lstm",
+    "grouped_lstm_weights",
     # mlstm; Keras layers are in blocksparse.layers
     "MLSTMConfig",
     "mlstm_cell",
