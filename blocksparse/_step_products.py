@@ -15,8 +15,8 @@ def run_steps(body, tensors, weights, multiply, multiply_dw):
       body: function (product, *tensors) -> list of tensors. Its products are calls of
         product(name, x), and it depends on nothing else that has a gradient.
       tensors: list of tensors; their gradients are those of `body`, by a tape.
-      weights: dict of tensors.
-      multiply: function (name, x, w) -> y, with the weight called `name`.
+      weights: dict of tensors; rounded once to the dtype of tensors[0].
+      multiply: function (name, x, w) -> y, with the weight called `name`, rounded.
       multiply_dw: function (name, xs, dys) -> gradient of that weight, like it, from the lists of
         all its products' x and gradients of y.
     Returns:
@@ -27,7 +27,8 @@ def run_steps(body, tensors, weights, multiply, multiply_dw):
     @tf.custom_gradient
     def steps(*args):
         inputs = args[: len(tensors)]
-        values = dict(zip(names, args[len(tensors) :], strict=True))
+        masters = dict(zip(names, args[len(tensors) :], strict=True))
+        values = {name: tf.cast(w, inputs[0].dtype) for name, w in masters.items()}
         pairs = {name: [] for name in names}
 
         def product(name, x):
@@ -49,7 +50,7 @@ def run_steps(body, tensors, weights, multiply, multiply_dw):
             d_weights = [
                 multiply_dw(name, [x for x, _ in pairs[name]], dys[number])
                 if pairs[name]
-                else tf.zeros_like(values[name])
+                else tf.zeros_like(masters[name])
                 for number, name in enumerate(names)
             ]
             return [*d_inputs, *d_weights]

@@ -145,11 +145,7 @@ def grouped_lstm(inputs, width, weights, initial_state=None, layernorm=True, for
         return tf.cast(dw, kernel.dtype)
 
     outputs, c, h = run_steps(
-        body,
-        [inputs, *state, *gains],
-        {"kernel": kernel},
-        lambda _, x, w: x @ tf.cast(w, x.dtype),
-        kernel_gradient,
+        body, [inputs, *state, *gains], {"kernel": kernel}, lambda _, x, w: x @ w, kernel_gradient
     )
     return outputs, (c, h)
 

@@ -248,7 +248,10 @@ def _sum_behind_linear(alike, group_size):
         return _grouped_sum(terms, group_size, tf.float32)
     inputs = [_grouped_sum(terms, group_size, op.inputs[0].dtype), *op.inputs[1:]]
     copy = op.graph.create_op(
-        op.type, inputs, [output.dtype for output in op.outputs], attrs=_attrs(op),
+        op.type,
+        inputs,
+        [output.dtype for output in op.outputs],
+        attrs=_attrs(op),
         name=f"{op.name}/grouped",
     )
     return copy.outputs[alike[0].value_index]
@@ -259,8 +262,12 @@ def _group(products, group_size, dtype):
     alike = {}
     for product in products:
         xs, dys, gates, lut, _ = _inputs(product)
-        key = (lut.ref(), tuple(gate.ref() for gate in gates), product.get_attr("T"),
-               *op_attrs(product).values())
+        key = (
+            lut.ref(),
+            tuple(gate.ref() for gate in gates),
+            product.get_attr("T"),
+            *op_attrs(product).values(),
+        )
         alike.setdefault(key, (product, []))[1].extend(zip(xs, dys, strict=True))
     sums = []
     for product, pairs in alike.values():

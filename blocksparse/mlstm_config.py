@@ -39,8 +39,8 @@ class MLSTMConfig:
       forget_bias: what b_f starts with; nothing else is added to f.
       dtype: "float32", "float16" or "bfloat16", of activations and products.
       mul_features, add_features: the features of the state that m multiplies and a is added to,
-        nproj_in increasing integers, instead of random ones. Become tuples, or None if these are
-        all features.
+        nproj_in increasing integers, such as range(0, nhidden, 2), instead of random ones. Become
+        tuples, or None if these are all features.
     Attributes:
       layouts: `SparsityLayout` of each product, by the name of its weights: m, a, h0, ..., i, f, o,
         u. m and a are dense, in the largest blocks of 8 to 32 that fit.

@@ -1,8 +1,8 @@
 """The table of what is supported, from the data that the checks use, and its proof on this machine.
 
-    python -m blocksparse.testing.support            prints the README's table
-    python -m blocksparse.testing.support --prove    runs every combination on every device
-                                                     against the reference; prints what matched
+python -m blocksparse.testing.support            prints the README's table
+python -m blocksparse.testing.support --prove    runs every combination on every device
+                                                 against the reference; prints what matched
 """
 
 import sys
