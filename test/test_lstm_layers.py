@@ -51,13 +51,6 @@ def test_rnn_of_the_cell_is_the_layer(feature_axis, rng):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-4 * np.abs(other).max())
 
 
-def test_rnn_of_the_cell_in_a_graph(rng):
-    layer = keras.layers.RNN(MLSTMCell(config()))
-    x = random(rng, 3, 4, 16)
-    expected = layer(x)
-    np.testing.assert_allclose(tf.function(layer)(x), expected, rtol=0, atol=1e-5)
-
-
 def test_the_state_continues_a_sequence(rng):
     layer = MLSTM(config(), return_sequences=True, return_state=True)
     x = random(rng, 3, 6, 16)

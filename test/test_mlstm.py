@@ -17,7 +17,7 @@ SIZES = {"nhidden": 64, "nembd": 16, "isteps": 3, "block_size": 16, "masks": "ba
 CASES = {
     "sparse": {},
     "dense": {"masks": "dense", "isteps": 2, "block_size": 32},
-    "fewer_inputs": {"nproj_in": 24},
+    "fewer_inputs": {"nproj_in": 24, "isteps": 2},
     "shared_masks": {"share_masks": True, "block_size": 8},
     "shared_isteps": {"share_isteps": True, "nproj_in": 32},
     "lsteps": {"lsteps": 3, "nproj_in": 48},
@@ -277,7 +277,7 @@ def test_each_weight_has_one_product_over_all_steps(rng):
     assert sorted(pairs) == [1, 1] + [TIME * config.lsteps] * (config.isteps + 4)
 
 
-@modes
+@pytest.mark.parametrize("mode", ["eager", "function"])
 def test_everything_repeats_bit_for_bit(mode, rng, device):
     config, tensors = make(rng, "fewer_inputs")
     first, second = (gradients(sequence(config), tensors, None, mode) for _ in range(2))
