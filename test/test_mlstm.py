@@ -1,8 +1,9 @@
 """The multiplicative LSTM: against its float64 definition, and its grouped gradients.
 
 There is no simple bound through so many norms. The rule: the distance of `mlstm_sequence` from a
-float64 implementation is at most twice that of plain ones, plus roundoff: of a tape over the single
-steps, and in float32 of TensorFlow's own dense ops.
+float64 implementation is at most twice that of plain ones, plus roundoff. Plain are in float32
+TensorFlow's own dense ops, on these numbers and on ones that differ in the last bit; in 16 bits a
+tape over the single steps.
 """
 
 import numpy as np
@@ -20,10 +21,10 @@ CASES = {
     "fewer_inputs": {"nproj_in": 24, "isteps": 2},
     "shared_masks": {"share_masks": True, "block_size": 8},
     "shared_isteps": {"share_isteps": True, "nproj_in": 32},
-    "lsteps": {"lsteps": 3, "nproj_in": 48},
+    "lsteps": {"lsteps": 2, "nproj_in": 48},
 }
 DTYPES = ("float32", "bfloat16", "float16")
-TIME, BATCH = 4, 3
+TIME, BATCH = 3, 3
 
 cases = pytest.mark.parametrize("case", CASES)
 axes = pytest.mark.parametrize("feature_axis", [1, 0], ids=["axis1", "axis0"])
@@ -61,8 +62,7 @@ def step_by_step(config):
     def run(x, c, h, weights):
         outputs = []
         for e in tf.unstack(x, axis=1 - config.feature_axis):
-            x_proj = mlstm_inputs(e, weights, config)
-            c, h = mlstm_cell(x_proj, (c, h), weights, config)
+            c, h = mlstm_cell(mlstm_inputs(e, weights, config), (c, h), weights, config)
             outputs.append(h)
         return tf.stack(outputs, 1 - config.feature_axis), c, h
 
@@ -143,6 +143,16 @@ def dense_gradients(config, tensors, cotangents=None, dtype=tf.float64):
     return results
 
 
+def in_float32(config, tensors, cotangents, rng):
+    """`dense_gradients` in float32, of the tensors and of two copies with other last bits."""
+
+    def other(tensor):
+        return tensor * (1 + 2.0**-23 * rng.choice([-1, 1], tensor.shape).astype(np.float32))
+
+    copies = [tf.nest.map_structure(other, tensors) for _ in range(2)]
+    return [dense_gradients(config, t, cotangents, tf.float32) for t in (tensors, *copies)]
+
+
 def check_as_good(results, plain, exact, dtype):
     """Distances from exact are at most twice the largest of the plain ones, plus roundoff."""
     for number, (y, e, *plains) in enumerate(zip(results, exact, *plain, strict=True)):
@@ -172,9 +182,9 @@ def test_sequence_is_its_definition(case, feature_axis, rng, device):
     np.testing.assert_allclose(
         dense_gradients(config, tensors)[0], exact[0], rtol=0, atol=1e-12
     )  # so that gradients can be compared with those of the dense ops
-    plain = dense_gradients(config, tensors, dtype=tf.float32)[:3]
+    plain = in_float32(config, tensors, None, rng)
     outputs, c, h = (t.numpy() for t in sequence(config)(*tensors))
-    check_as_good([outputs, c, h], [plain], exact, "float32")
+    check_as_good([outputs, c, h], [p[:3] for p in plain], exact, "float32")
     np.testing.assert_array_equal(h, np.take(outputs, TIME - 1, 1 - feature_axis))
 
 
@@ -219,11 +229,11 @@ def check_gradients(rng, case, feature_axis, dtype, mode, masters=True):
     shape[-1 if feature_axis == 1 else 0] = config.nhidden
     cotangents = [tf.cast(rng.standard_normal(s), x.dtype) for s in (shape, c.shape, c.shape)]
     results = gradients(sequence(config), tensors, cotangents, mode)
-    plain = [gradients(step_by_step(config), tensors, cotangents, mode)]
-    if dtype == "float32":
-        plain.append(dense_gradients(config, tensors, cotangents, tf.float32))
+    steps = gradients(step_by_step(config), tensors, cotangents, mode)
     exact = dense_gradients(config, tensors, cotangents)
+    plain = in_float32(config, tensors, cotangents, rng) if dtype == "float32" else [steps]
     check_as_good(results, plain, exact, dtype)
+    check_as_good(steps, plain, exact, dtype)
     assert all(np.linalg.norm(e) > 0 for e in exact)
 
 
@@ -240,16 +250,6 @@ def test_state_is_zero_by_default(num_steps, feature_axis, rng):
     expected = gradients(run(zero), (x, weights), None)
     for got, value in zip(gradients(run(None), (x, weights), None), expected, strict=True):
         np.testing.assert_allclose(got, value, rtol=0, atol=1e-6 * np.abs(value).max())
-
-
-def test_float16_starts_from_zero_without_overflow(rng):
-    config, (x, _, _, weights) = make(rng, dtype="float16")
-    weights["b_h0"] = tf.zeros_like(weights["b_h0"])  # as training starts: two norms of zeros
-    with tf.GradientTape() as tape:
-        tape.watch(weights)
-        loss = tf.reduce_sum(mlstm_sequence(x, None, weights, config)[0])
-    for gradient in tape.gradient(loss, weights).values():
-        assert np.all(np.isfinite(gradient))
 
 
 def test_gradients_of_masters_are_float32_sums(rng):
