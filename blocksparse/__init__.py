@@ -8,6 +8,7 @@ from blocksparse.ewops import add_n, add_n8, bias_relu, dropout, float_cast
 from blocksparse.l2_norm import l2_normalize
 from blocksparse.layer_norm import layer_norm
 from blocksparse.layout import SparsityLayout
+from blocksparse.lstm import basic_lstm_step, grouped_lstm, grouped_lstm_weights
 from blocksparse.lstm_gates import concat4, fused_lstm_gates, sparse_relu, split4
 from blocksparse.matmul import (
     BlocksparseMatMul,
@@ -21,6 +22,7 @@ from blocksparse.matmul import (
     matmul_dx,
     reduced_full_dw,
 )
+from blocksparse.mlstm import MLSTMConfig, mlstm_cell, mlstm_inputs, mlstm_sequence, mlstm_weights
 
 __version__ = "0.1.0"
 
@@ -60,6 +62,16 @@ __all__ = [
     "layer_norm",
     # sparse_proj
     "SparseProj",
+    # lstm
+    "basic_lstm_step",
+    "grouped_lstm",
+    "grouped_lstm_weights",
+    # mlstm; Keras layers are in blocksparse.layers
+    "MLSTMConfig",
+    "mlstm_cell",
+    "mlstm_inputs",
+    "mlstm_sequence",
+    "mlstm_weights",
     # masks: random, small-world, banded, ...
     "patterns",
 ]

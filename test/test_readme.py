@@ -22,12 +22,17 @@ MODULES = (
     "ewops",
     "layout",
     "l2_norm",
+    "layers.lstm",
+    "layers.mlstm",
+    "lstm",
     "lstm_gates",
     "layer_norm",
     "matmul",
     "matmul_grouping",
     "matmul_init",
     "matmul_ops",
+    "mlstm",
+    "mlstm_config",
     "sparse_proj",
 )
 

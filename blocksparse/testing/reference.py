@@ -217,3 +217,33 @@ def global_norm(grads, grad_scale=1.0, saturate=0.0, zero_infs=False, zero_nans=
     if saturate:
         x = np.clip(x, -saturate, saturate)
     return np.sqrt(np.sum((grad_scale * x) ** 2))
+
+
+def mlstm_step(x, c, h, weights, config):
+    """(c, h) after one input x of the multiplicative LSTM; `config` is an MLSTMConfig.
+
+    linear(p, x) = layer_norm(W_p x; g_p, b_p); m, a = linear(m, x), linear(a, x);
+    h = linear(h0, h) * m; h = relu(linear(h1, h) + a); h = relu(linear(hs, h)) for the other
+    internal steps; i, f, o, u = linear(., h); then `lstm_gates` without forget_bias. The further of
+    config.lsteps updates have no m and a.
+    """
+    weights = {name: np.asarray(value, np.float64) for name, value in weights.items()}
+
+    def linear(p, x):
+        y = x @ _dense(weights[f"w_{p}"], config.layouts[p])
+        return layer_norm(y, weights[f"g_{p}"], weights[f"b_{p}"])
+
+    x, c, h = (_features_last(t, config.feature_axis) for t in (x, c, h))
+    chosen = [list(f or range(config.nhidden)) for f in (config.mul_features, config.add_features)]
+    for lstep in range(config.lsteps):
+        for step in range(config.isteps):
+            h = linear("h0" if config.share_isteps else f"h{step}", h)
+            if step == 0 and lstep == 0:
+                h[..., chosen[0]] *= linear("m", x)
+            if step == 1 and lstep == 0:
+                h[..., chosen[1]] += linear("a", x)
+            if step >= 1:
+                h = np.maximum(h, 0)
+        i, f, o, u = (linear(p, h) for p in "ifou")
+        c, h = lstm_gates(c, [i, u, f, o], forget_bias=0.0)
+    return tuple(_features_back(t, config.feature_axis) for t in (c, h))
