@@ -14,9 +14,6 @@ using ::tensorflow::OpKernelContext;
 using ::tensorflow::Tensor;
 using ::tensorflow::shape_inference::InferenceContext;
 
-Dims WeightShape(int64_t num_blocks, const LayoutAttrs& attrs) {
-  return {true, {num_blocks, attrs.block_size, attrs.block_size}};
-}
 Dims FeatureShape(const LayoutAttrs& attrs) {
   return {true, {int64_t{attrs.out_blocks} * attrs.block_size}};
 }

@@ -79,6 +79,11 @@ struct LayoutAttrs {
   int FeatureDim(int rank) const { return feature_axis == 1 ? rank - 1 : 0; }
 };
 
+// The shape of the stored blocks; num_blocks may be Dims::kUnknown.
+inline Dims WeightShape(int64_t num_blocks, const LayoutAttrs& attrs) {
+  return {true, {num_blocks, attrs.block_size, attrs.block_size}};
+}
+
 // An activation has rank 2 or more and `blocks` blocks of features.
 inline absl::Status CheckActivation(const std::string& op, const std::string& name,
                                     const Dims& dims, const LayoutAttrs& attrs, int64_t blocks) {

@@ -20,10 +20,6 @@ using ::tensorflow::TensorShape;
 using ::tensorflow::shape_inference::InferenceContext;
 using ::tensorflow::shape_inference::ShapeHandle;
 
-Dims WeightShape(int64_t num_blocks, const LayoutAttrs& attrs) {
-  return {true, {num_blocks, attrs.block_size, attrs.block_size}};
-}
-
 // The gates from input `first` on, if any, are float[num_blocks].
 absl::Status CheckGateShapes(InferenceContext* c, const std::string& op, int first,
                              int64_t num_blocks) {
