@@ -11,7 +11,7 @@ import numpy as np
 
 BLOCK_SIZES = (8, 16, 32, 64, 128)
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 PLAN_HEADER = (
     "version",
     "block_size",
@@ -21,6 +21,8 @@ PLAN_HEADER = (
     "lut_size",
     "num_sections",
 )
+# After the header, for each section: number, offset, size, and what the host must know of it.
+PLAN_PARAMETERS = 3
 # Sections of the lookup table, in the order of their numbers.
 SECTIONS = (
     "fprop_ptr",  # int64[out_blocks + 1]: first entry of each output block column
@@ -32,6 +34,9 @@ SECTIONS = (
     "blocks",  # {input block, output block}[num_blocks]: coordinates in storage order
     "dw_items",  # {first fprop entry, count}: runs within one column, DW_TILE_ROWS rows at most
 )
+# Sections that only some GPU kernels read; a layout without one gets another kernel.
+# `_gpu_tables.py` makes them.
+GPU_SECTIONS = ("wide_fprop", "wide_dx", "packed_fprop", "packed_dx", "dw_regions")
 DW_TILE_ROWS = 128
 
 
@@ -121,14 +126,27 @@ class SparsityLayout:
         first = ptr[column] + item_in_column * per_item
         return _pack(first, np.minimum(per_item, ptr[column + 1] - first))
 
-    @functools.cached_property
+    @property
     def lut(self):
-        return _read_only(np.concatenate(list(self.sections.values())))
+        return self._tables[0]
+
+    @property
+    def plan(self):
+        return self._tables[1]
 
     @functools.cached_property
-    def plan(self):
-        sizes = [len(section) for section in self.sections.values()]
-        offsets = np.cumsum([0, *sizes])
+    def _tables(self):
+        return self.join_sections({})
+
+    def join_sections(self, more):
+        """(lut, plan) of the sections that every kernel needs, and of more.
+
+        Args:
+          more: dict: name in `GPU_SECTIONS` -> (int64 vector, at most PLAN_PARAMETERS integers).
+        """
+        sections = {name: (section, ()) for name, section in self.sections.items()} | more
+        lengths = [len(section) for section, _ in sections.values()]
+        offsets = np.cumsum([0, *lengths])
         header = {
             "version": PLAN_VERSION,
             "block_size": self.block_size,
@@ -136,17 +154,22 @@ class SparsityLayout:
             "out_blocks": self.out_blocks,
             "num_blocks": self.num_blocks,
             "lut_size": offsets[-1],
-            "num_sections": len(sizes),
+            "num_sections": len(lengths),
         }
         plan = [header[name] for name in PLAN_HEADER]
-        for number, size in enumerate(sizes):
-            plan += [number, offsets[number], size]
+        numbers = {name: number for number, name in enumerate(SECTIONS + GPU_SECTIONS)}
+        for (name, (_, parameters)), offset, length in zip(
+            sections.items(), offsets, lengths, strict=False
+        ):
+            padding = [0] * (PLAN_PARAMETERS - len(parameters))
+            plan += [numbers[name], offset, length, *parameters, *padding]
         if max(plan) > np.iinfo(np.int32).max:
             raise ValueError(
                 "SparsityLayout: the tables must have fewer than 2^31 entries. Received: "
                 f"{max(plan)}"
             )
-        return _read_only(np.array(plan, np.int32))
+        lut = np.concatenate([section for section, _ in sections.values()])
+        return _read_only(lut), _read_only(np.array(plan, np.int32))
 
     # ---- conversions ----
 

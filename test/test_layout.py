@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from blocksparse import SparsityLayout
-from blocksparse.layout import BLOCK_SIZES, DW_TILE_ROWS, PLAN_HEADER, PLAN_VERSION, SECTIONS
+from blocksparse.layout import (
+    BLOCK_SIZES,
+    DW_TILE_ROWS,
+    PLAN_HEADER,
+    PLAN_PARAMETERS,
+    PLAN_VERSION,
+    SECTIONS,
+)
 
 EXAMPLE = [[1, 1, 0], [0, 1, 1], [1, 0, 1]]  # the worked example of original-api.md, section 3.3
 
@@ -140,11 +147,11 @@ def test_plan_names_sizes_and_offsets(layout):
         "lut_size": len(layout.lut),
         "num_sections": len(SECTIONS),
     }
-    triples = np.reshape(plan[len(PLAN_HEADER) :], (-1, 3)).tolist()
-    assert len(triples) == len(SECTIONS)
+    fields = np.reshape(plan[len(PLAN_HEADER) :], (-1, 3 + PLAN_PARAMETERS)).tolist()
+    assert len(fields) == len(SECTIONS)
     end = 0
-    for expected_number, (number, offset, size) in enumerate(triples):
-        assert (number, offset) == (expected_number, end)
+    for expected_number, (number, offset, size, *parameters) in enumerate(fields):
+        assert (number, offset, parameters) == (expected_number, end, [0] * PLAN_PARAMETERS)
         section = layout.lut[offset : offset + size]
         assert np.array_equal(section, layout.sections[SECTIONS[number]])
         end += size

@@ -44,10 +44,16 @@ def test_plan_header_fields_agree():
 
 
 def test_sections_agree():
-    sections = [f"kSection{camel_case(name)}" for name in layout.SECTIONS]
-    assert enumerators("Section") == {
-        name: number for number, name in enumerate([*sections, "kNumSections"])
-    }
+    names = [
+        *(f"kSection{camel_case(name)}" for name in layout.SECTIONS),
+        "kNumRequiredSections",
+        *(f"kSection{camel_case(name)}" for name in layout.GPU_SECTIONS),
+        "kNumSections",
+    ]
+    values = enumerators("Section")
+    assert list(values) == names
+    number = len(layout.SECTIONS)
+    assert list(values.values()) == [*range(number + 1), *range(number, len(names) - 1)]
 
 
 @pytest.mark.parametrize(
@@ -55,6 +61,7 @@ def test_sections_agree():
     [
         ("common/lut.h", "kPlanVersion", layout.PLAN_VERSION),
         ("common/lut.h", "kDwTileRows", layout.DW_TILE_ROWS),
+        ("common/lut.h", "kPlanParameters", layout.PLAN_PARAMETERS),
         ("matmul.h", "kMaxMatmulPairs", matmul_ops.MAX_PAIRS),
     ],
 )

@@ -85,7 +85,7 @@ def plan_with(**fields):
 def plan_with_section(name, position, value):
     """position: 0 the section's number, 1 its offset, 2 its size."""
     plan = LAYOUT.plan.copy()
-    plan[len(PLAN_HEADER) + 3 * SECTIONS.index(name) + position] = value
+    plan[len(PLAN_HEADER) + 6 * SECTIONS.index(name) + position] = value
     return plan
 
 
@@ -96,16 +96,16 @@ DAMAGED = {
     "empty_lut": ({"lut": LAYOUT.lut[:0]}, "lut must have .* Received: 0"),
     "other_version": (
         {"plan": plan_with(version=7)},
-        r"this version \(1\)\. Received: 31 elements, version 7",
+        r"this version \(2\)\. Received: 55 elements, version 7",
     ),
     "empty_plan": ({"plan": LAYOUT.plan[:0]}, "made by SparsityLayout .* Received: 0 elements"),
-    "part_of_a_header": ({"plan": LAYOUT.plan[:3]}, "Received: 3 elements, version 1"),
-    "header_only": ({"plan": LAYOUT.plan[:7]}, r"plan must have 7 \+ 3 .* Received: 7 for 8"),
-    "truncated_plan": ({"plan": LAYOUT.plan[:-1]}, r"plan must have 7 \+ 3 .* Received: 30 for 8"),
-    "long_plan": ({"plan": np.append(LAYOUT.plan, np.int32(0))}, "Received: 32 for 8 sections"),
-    "negative_sections": ({"plan": plan_with(num_sections=-1)}, "Received: 31 for -1 sections"),
+    "part_of_a_header": ({"plan": LAYOUT.plan[:3]}, "Received: 3 elements, version 2"),
+    "header_only": ({"plan": LAYOUT.plan[:7]}, r"plan must have 7 \+ 6 .* Received: 7 for 8"),
+    "truncated_plan": ({"plan": LAYOUT.plan[:-1]}, r"plan must have 7 \+ 6 .* Received: 54 for 8"),
+    "long_plan": ({"plan": np.append(LAYOUT.plan, np.int32(0))}, "Received: 56 for 8 sections"),
+    "negative_sections": ({"plan": plan_with(num_sections=-1)}, "Received: 55 for -1 sections"),
     "fewer_sections": (
-        {"plan": plan_with(num_sections=7)[:-3]},
+        {"plan": plan_with(num_sections=7)[:-6]},
         "section 7 of the lut must have .* Received: 0",
     ),
     "negative_offset": (
@@ -158,7 +158,7 @@ def test_damaged_tables_are_refused(device, mode, name, damage):
 @pytest.mark.parametrize("name", WITH_LAYOUT)
 def test_unknown_sections_are_skipped(device, name):
     """A later layout.py may add tables for kernels that this library does not have."""
-    plan = np.append(plan_with(num_sections=9), np.int32([99, 0, LUT_SIZE]))
+    plan = np.append(plan_with(num_sections=9), np.int32([99, 0, LUT_SIZE, 0, 0, 0]))
     for result, expected in zip(as_list(call(name, plan=plan)), as_list(call(name)), strict=True):
         assert np.array_equal(result, expected)
 

@@ -35,6 +35,7 @@ class _Matmul(ctypes.Structure):
         ("w", ctypes.c_void_p),
         ("gate", ctypes.c_void_p),
         ("y", ctypes.c_void_p),
+        ("workspace", ctypes.c_void_p),
         ("stream", ctypes.c_void_p),
     ]
 
@@ -72,6 +73,7 @@ class Kernels:
 
     def __init__(self, path):
         self._library = ctypes.CDLL(str(path))
+        self._library.blocksparse_matmul_workspace.restype = ctypes.c_int64
         self._library.blocksparse_matmul_dw_workspace.restype = ctypes.c_int64
         self._library.blocksparse_last_error.restype = ctypes.c_char_p
 
@@ -84,7 +86,23 @@ class Kernels:
         number = DTYPES.get(dtype, -1)
         return bool(self._library.blocksparse_matmul_is_supported(number, block_size, feature_axis))
 
-    def matmul(
+    def workspace_bytes(self, plan, lut, x, w, y, **kwargs):
+        """Bytes of workspace that `matmul` needs with these arguments."""
+        call, keep = self._call(plan, lut, x, w, y, **kwargs)
+        size = self._library.blocksparse_matmul_workspace(ctypes.byref(call))
+        del keep
+        return size if size >= 0 else self._check(1)
+
+    def matmul(self, plan, lut, x, w, y, **kwargs):
+        """y = x W into `y` (dx = dy W^T if is_dx). plan: numpy int32; lut: int64 on the device.
+
+        Keywords: dtype, batch, feature_axis, is_dx, gate, allow_tf32, device, stream, workspace.
+        """
+        call, keep = self._call(plan, lut, x, w, y, **kwargs)
+        self._check(self._library.blocksparse_matmul(ctypes.byref(call)))
+        del keep
+
+    def _call(
         self,
         plan,
         lut,
@@ -100,8 +118,8 @@ class Kernels:
         allow_tf32=False,
         device=CPU,
         stream=None,
+        workspace=None,
     ):
-        """y = x W into `y` (dx = dy W^T if is_dx). plan: numpy int32; lut: int64 on the device."""
         tables, keep = _tables(plan, lut)
         call = _Matmul(
             device,
@@ -115,10 +133,10 @@ class Kernels:
             _address(w),
             _address(gate),
             _address(y),
+            _address(workspace),
             stream,
         )
-        self._check(self._library.blocksparse_matmul(ctypes.byref(call)))
-        del keep
+        return call, keep
 
     def dw_workspace_bytes(self, plan, lut, pairs, **kwargs):
         """Bytes of workspace that `matmul_dw` needs with these arguments."""

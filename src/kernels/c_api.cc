@@ -37,21 +37,39 @@ Status Parse(const BlocksparseTables& tables, int32_t dtype, int32_t feature_axi
   return Status();
 }
 
+Status ReadCall(const BlocksparseMatmul& call, MatmulArgs* args) {
+  BLOCKSPARSE_RETURN_IF_ERROR(Parse(call.tables, call.dtype, call.feature_axis, &args->layout));
+  args->dtype = static_cast<DType>(call.dtype);
+  args->feature_axis = call.feature_axis;
+  args->is_dx = call.is_dx != 0;
+  args->allow_tf32 = call.allow_tf32 != 0;
+  args->batch = call.batch;
+  args->x = call.x;
+  args->w = call.w;
+  args->gate = call.gate;
+  args->y = call.y;
+  args->workspace = call.workspace;
+  return Status();
+}
+
 Status RunMatmul(const BlocksparseMatmul& call) {
   MatmulArgs args = {};
-  BLOCKSPARSE_RETURN_IF_ERROR(Parse(call.tables, call.dtype, call.feature_axis, &args.layout));
-  args.dtype = static_cast<DType>(call.dtype);
-  args.feature_axis = call.feature_axis;
-  args.is_dx = call.is_dx != 0;
-  args.allow_tf32 = call.allow_tf32 != 0;
-  args.batch = call.batch;
-  args.x = call.x;
-  args.w = call.w;
-  args.gate = call.gate;
-  args.y = call.y;
+  BLOCKSPARSE_RETURN_IF_ERROR(ReadCall(call, &args));
   if (call.device == kBlocksparseCpu) return MatmulCpu(args, RunSerially);
 #ifdef BLOCKSPARSE_WITH_CUDA
   return MatmulGpu(args, static_cast<Stream>(call.stream));
+#else
+  return NoGpu();
+#endif
+}
+
+Status FindWorkspace(const BlocksparseMatmul& call, int64_t* bytes) {
+  MatmulArgs args = {};
+  BLOCKSPARSE_RETURN_IF_ERROR(ReadCall(call, &args));
+  *bytes = 0;
+  if (call.device == kBlocksparseCpu) return Status();
+#ifdef BLOCKSPARSE_WITH_CUDA
+  return MatmulWorkspaceBytes(args, bytes);
 #else
   return NoGpu();
 #endif
@@ -106,6 +124,11 @@ using blocksparse::Finish;
 
 int blocksparse_matmul(const BlocksparseMatmul* call) {
   return Finish(blocksparse::RunMatmul(*call));
+}
+
+int64_t blocksparse_matmul_workspace(const BlocksparseMatmul* call) {
+  int64_t bytes = 0;
+  return Finish(blocksparse::FindWorkspace(*call, &bytes)) == 0 ? bytes : -1;
 }
 
 int blocksparse_matmul_dw(const BlocksparseMatmulDw* call) {

@@ -37,6 +37,7 @@ struct BlocksparseMatmul {
   const void* w;
   const float* gate;
   void* y;
+  void* workspace;
   void* stream;
 };
 
@@ -58,6 +59,8 @@ struct BlocksparseMatmulDw {
   void* stream;
 };
 
+// Bytes of workspace that blocksparse_matmul needs for this call, or -1 after an error.
+BLOCKSPARSE_EXPORT int64_t blocksparse_matmul_workspace(const BlocksparseMatmul* call);
 BLOCKSPARSE_EXPORT int blocksparse_matmul(const BlocksparseMatmul* call);
 // Bytes of workspace that blocksparse_matmul_dw needs for this call, or -1 after an error.
 BLOCKSPARSE_EXPORT int64_t blocksparse_matmul_dw_workspace(const BlocksparseMatmulDw* call);

@@ -45,6 +45,7 @@ struct MatmulArgs {
   const void* w;
   const float* gate;
   void* y;
+  void* workspace;  // GPU: MatmulWorkspaceBytes, may be null if that is 0. CPU: unused
 };
 
 // One product of the sum that makes dw.
@@ -93,6 +94,10 @@ Status MatmulGateGradCpu(const MatmulGateGradArgs& args, const ParallelFor& para
 Status MatmulGpu(const MatmulArgs& args, Stream stream);
 Status MatmulDwGpu(const MatmulDwArgs& args, Stream stream);
 Status MatmulGateGradGpu(const MatmulGateGradArgs& args, Stream stream);
+
+// Scratch of MatmulGpu, aligned like a cudaMalloc: W in the order in which a kernel reads it. 0 for
+// kernels that read w as it is. Its contents do not matter.
+Status MatmulWorkspaceBytes(const MatmulArgs& args, int64_t* bytes);
 
 // Scratch of MatmulDwGpu: float32 partial sums where few blocks meet a long batch, at most
 // kMaxDwSplits copies of a dw that does not fill the device (under 36 MiB on an H200), 0 otherwise.

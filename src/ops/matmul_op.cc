@@ -166,6 +166,11 @@ The gradients of gated weights g w from the gradient of their product:
 dg[b] = sum dw[b] w[b], dw_out[b] = gate[b] dw[b].
 )");
 
+absl::Status AllocateWorkspace(OpKernelContext* context, int64_t bytes, Tensor* workspace) {
+  if (bytes == 0) return absl::OkStatus();
+  return context->allocate_temp(tensorflow::DT_INT8, TensorShape({bytes}), workspace);
+}
+
 // What the three products have in common: the layout and a gate.
 class ProductKernel : public OpKernel {
  public:
@@ -234,15 +239,15 @@ class MatmulOp : public ProductKernel {
     args.x = x.data();
     args.w = w.data();
     args.y = y->data();
-    OP_REQUIRES_OK(context, ToAbsl(type_string(), Run(context, args)));
-  }
-
- private:
-  static Status Run(OpKernelContext* context, const MatmulArgs& args) {
     if constexpr (kIsGpu) {
-      return MatmulGpu(args, StreamOf(context));
+      int64_t bytes = 0;
+      OP_REQUIRES_OK(context, ToAbsl(type_string(), MatmulWorkspaceBytes(args, &bytes)));
+      Tensor workspace;
+      OP_REQUIRES_OK(context, AllocateWorkspace(context, bytes, &workspace));
+      args.workspace = workspace.data();
+      OP_REQUIRES_OK(context, ToAbsl(type_string(), MatmulGpu(args, StreamOf(context))));
     } else {
-      return MatmulCpu(args, ParallelForOf(context));
+      OP_REQUIRES_OK(context, ToAbsl(type_string(), MatmulCpu(args, ParallelForOf(context))));
     }
   }
 };
@@ -269,15 +274,11 @@ class MatmulDwOp : public ProductKernel {
         InvalidArgument(type_string(), ": dw_dtype must be float32 or the dtype of x. Received: ",
                         tensorflow::DataTypeString(dw_dtype_)));
     if constexpr (kIsGpu) {
-      int64_t workspace_bytes = 0;
-      OP_REQUIRES_OK(context,
-                     ToAbsl(type_string(), MatmulDwWorkspaceBytes(args, &workspace_bytes)));
+      int64_t bytes = 0;
+      OP_REQUIRES_OK(context, ToAbsl(type_string(), MatmulDwWorkspaceBytes(args, &bytes)));
       Tensor workspace;
-      if (workspace_bytes > 0) {
-        const TensorShape floats({workspace_bytes / static_cast<int64_t>(sizeof(float))});
-        OP_REQUIRES_OK(context, context->allocate_temp(tensorflow::DT_FLOAT, floats, &workspace));
-        args.workspace = workspace.flat<float>().data();
-      }
+      OP_REQUIRES_OK(context, AllocateWorkspace(context, bytes, &workspace));
+      args.workspace = static_cast<float*>(workspace.data());
       OP_REQUIRES_OK(context, ToAbsl(type_string(), MatmulDwGpu(args, StreamOf(context))));
     } else {
       OP_REQUIRES_OK(context, ToAbsl(type_string(), MatmulDwCpu(args, ParallelForOf(context))));

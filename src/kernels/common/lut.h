@@ -1,8 +1,8 @@
 // The form in which a layout reaches the kernels: two integer tensors, written by
 // blocksparse/layout.py.
 //
-//   plan  int32[kPlanHeader + 3 * sections], host memory: sizes, and where each section of `lut`
-//   starts lut   int64[lut_size], the device's memory: the sections, one after the other
+//   plan  int32[kPlanHeader + kPlanSection * sections], host memory: sizes, and each section of
+//   `lut` lut   int64[lut_size], the device's memory: the sections, one after the other
 //
 // The host reads only the plan and the kernels only the lut, so a step copies nothing. Both are
 // inputs of an op: a layout can change between steps without a new graph, and a kernel with another
@@ -27,7 +27,7 @@
 
 namespace blocksparse {
 
-constexpr int32_t kPlanVersion = 1;
+constexpr int32_t kPlanVersion = 2;
 
 // Fields of the plan's header.
 enum PlanField : int {
@@ -38,8 +38,12 @@ enum PlanField : int {
   kPlanFieldNumBlocks,
   kPlanFieldLutSize,
   kPlanFieldNumSections,
-  kPlanHeader,  // number of header fields; then {section, offset, size} for each section
+  kPlanHeader,  // number of header fields; then the fields of each section
 };
+// Host parameters of a section: sizes that launch its kernel. Each kernel says what they are.
+constexpr int kPlanParameters = 3;
+// Fields of a section: its number, offset, size, parameters.
+constexpr int kPlanSection = 3 + kPlanParameters;
 
 // Sections of the lut. "Entries" are pairs of int32, packed low word first into an int64.
 enum Section : int32_t {
@@ -54,6 +58,14 @@ enum Section : int32_t {
   kSectionBlocks = 6,  // {input block, output block}[num_blocks]  coordinates in storage order
   kSectionDwItems =
       7,  // {first entry, count}  runs of fprop entries of one column, kDwTileRows rows at most
+  kNumRequiredSections,
+
+  // The layout may lack these; the kernels that read them document and check their contents.
+  kSectionWideFprop = 8,
+  kSectionWideDx,
+  kSectionPackedFprop,
+  kSectionPackedDx,
+  kSectionDwRegions,
   kNumSections,
 };
 
@@ -97,6 +109,13 @@ BLOCKSPARSE_HOST_DEVICE inline bool IsValid(LutEntry entry, int64_t num_inputs,
          entry.block < num_blocks;
 }
 
+// An optional section; size 0 where the layout lacks it.
+struct Table {
+  const int64_t* data;
+  int64_t size;
+  int32_t parameters[kPlanParameters];
+};
+
 struct Layout {
   int block_size;
   int64_t in_blocks;
@@ -107,6 +126,11 @@ struct Layout {
   const LutEntry* blocks;
   const LutEntry* dw_items;
   int64_t num_dw_items;
+  Table tables[kNumSections - kNumRequiredSections];
+
+  const Table& OptionalTable(Section section) const {
+    return tables[section - kNumRequiredSections];
+  }
 };
 
 // Reads the plan and finds the sections in `lut`, whose contents are not touched. Fails unless
@@ -119,9 +143,10 @@ inline Status ParseLayout(const int32_t* plan, int64_t plan_size, const int64_t*
                    " elements" +
                    (plan_size > 0 ? ", version " + std::to_string(plan[0]) : std::string()));
   const int64_t num_sections = plan[kPlanFieldNumSections];
-  if (num_sections < 0 || plan_size != kPlanHeader + 3 * num_sections)
-    return Invalid("plan must have " + std::to_string(kPlanHeader) +
-                   " + 3 * sections elements. Received: " + std::to_string(plan_size) + " for " +
+  if (num_sections < 0 || plan_size != kPlanHeader + kPlanSection * num_sections)
+    return Invalid("plan must have " + std::to_string(kPlanHeader) + " + " +
+                   std::to_string(kPlanSection) +
+                   " * sections elements. Received: " + std::to_string(plan_size) + " for " +
                    std::to_string(num_sections) + " sections");
   if (plan[kPlanFieldLutSize] != lut_size)
     return Invalid("lut must have the " + std::to_string(plan[kPlanFieldLutSize]) +
@@ -134,24 +159,32 @@ inline Status ParseLayout(const int32_t* plan, int64_t plan_size, const int64_t*
       layout->block_size < 1)
     return Invalid("plan must name at least one block in each direction");
 
-  const int64_t* found[kNumSections] = {};
-  int64_t sizes[kNumSections] = {};
+  const int64_t* found[kNumRequiredSections] = {};
+  int64_t sizes[kNumRequiredSections] = {};
+  for (Table& table : layout->tables) table = {};
   for (int64_t i = 0; i < num_sections; ++i) {
-    const int32_t* triple = plan + kPlanHeader + 3 * i;
-    const int64_t offset = triple[1];
-    const int64_t size = triple[2];
+    const int32_t* fields = plan + kPlanHeader + kPlanSection * i;
+    const int32_t section = fields[0];
+    const int64_t offset = fields[1];
+    const int64_t size = fields[2];
     if (offset < 0 || size < 0 || offset + size > lut_size)
-      return Invalid("section " + std::to_string(triple[0]) + " must lie inside the lut");
-    if (triple[0] < 0 || triple[0] >= kNumSections)
-      continue;  // for a kernel that this library does not have
-    found[triple[0]] = lut + offset;
-    sizes[triple[0]] = size;
+      return Invalid("section " + std::to_string(section) + " must lie inside the lut");
+    if (section < 0 || section >= kNumSections) continue;  // for a kernel that is not here
+    if (section < kNumRequiredSections) {
+      found[section] = lut + offset;
+      sizes[section] = size;
+    } else {
+      Table& table = layout->tables[section - kNumRequiredSections];
+      table.data = lut + offset;
+      table.size = size;
+      for (int j = 0; j < kPlanParameters; ++j) table.parameters[j] = fields[3 + j];
+    }
   }
-  const int64_t expected[kNumSections] = {
+  const int64_t expected[kNumRequiredSections] = {
       layout->out_blocks + 1, layout->num_blocks, layout->out_blocks, layout->in_blocks + 1,
       layout->num_blocks,     layout->in_blocks,  layout->num_blocks, sizes[kSectionDwItems],
   };
-  for (int s = 0; s < kNumSections; ++s) {
+  for (int s = 0; s < kNumRequiredSections; ++s) {
     if (found[s] == nullptr || sizes[s] != expected[s])
       return Invalid("section " + std::to_string(s) + " of the lut must have " +
                      std::to_string(expected[s]) +

@@ -1,0 +1,18 @@
+"""The sections of a layout's tables that only the fastest GPU kernels read. Only numpy here."""
+
+
+def gpu_tables(layout):
+    """(lut, plan) of a layout for a GPU, kept by the layout."""
+    if "gpu_tables" not in layout.cache:
+        layout.cache["gpu_tables"] = layout.join_sections(gpu_sections(layout))
+    return layout.cache["gpu_tables"]
+
+
+def gpu_sections(layout):
+    """The tables of every kernel that can serve the layout.
+
+    Returns:
+      dict: a name in `layout.GPU_SECTIONS` -> (int64 vector, integers that the host needs to launch
+      the kernel).
+    """
+    return {}
