@@ -43,15 +43,15 @@ struct DwLoader {
   static constexpr bool kIsAxis1 = Policy::kMajorA == Major::kOther;
 
   // [N, features]: rows are samples; [features, N]: rows are features.
-  template <int kFeatures, int kLd>
-  using Copy = TileCopy<T, kIsAxis1 ? kChunk : kFeatures, kIsAxis1 ? kFeatures : kChunk, kLd,
-                        Policy::kThreads>;
+  template <int kFeatures>
+  using Copy =
+      TileCopy<T, kIsAxis1 ? kChunk : kFeatures, kIsAxis1 ? kFeatures : kChunk, Policy::kThreads>;
 
   const DwParams& p;
   const int* in_blocks;  // shared memory: the input block of each stacked block, -1 for none
   int out_block;
-  Copy<Policy::kTileRows, Policy::kLdA> copy_x;
-  Copy<kBlockSize, Policy::kLdB> copy_dy;
+  Copy<Policy::kTileRows> copy_x;
+  Copy<kBlockSize> copy_dy;
   int pair_idx = 0;
   int64_t n = 0;  // the next chunk's first sample
 
@@ -67,17 +67,18 @@ struct DwLoader {
     if (pair_idx < p.num_pairs) FindOffsets();
   }
 
-  __device__ __forceinline__ void Load(int64_t, T* a, T* b, float*) {
+  __device__ __forceinline__ void Load(int64_t, StageOf<Policy> stage, float*) {
     const MatmulPair& pair = p.pairs[pair_idx];
     const int limit = static_cast<int>(min(pair.batch - n, int64_t{kChunk}));
     const auto num_valid = [&](int row, int col) {
       return kIsAxis1 ? (row < limit ? kVector : 0) : limit - col;
     };
-    copy_x.Load(a, static_cast<const T*>(pair.x) + n * SampleStride(p.layout.in_blocks),
+    copy_x.Load(stage.a, 0, 0, static_cast<const T*>(pair.x) + n * SampleStride(p.layout.in_blocks),
                 p.are_pairs_aligned, [&](int row, int col) {
                   return InBlock(kIsAxis1 ? col : row) < 0 ? 0 : num_valid(row, col);
                 });
-    copy_dy.Load(b, static_cast<const T*>(pair.dy) + n * SampleStride(p.layout.out_blocks),
+    copy_dy.Load(stage.b, 0, 0,
+                 static_cast<const T*>(pair.dy) + n * SampleStride(p.layout.out_blocks),
                  p.are_pairs_aligned, num_valid);
     n += kChunk;
     if (n >= pair.batch) StartNextPair();

@@ -40,9 +40,9 @@ struct FpropLoader {
 
   // x[N, C]: rows are samples; x[C, N]: rows are features. W: rows of the block as stored.
   using CopyX = TileCopy<T, kIsAxis1 ? Policy::kTileRows : kDepth,
-                         kIsAxis1 ? kDepth : Policy::kTileRows, Policy::kLdA, Policy::kThreads>;
-  using CopyW = TileCopy<T, kIsDx ? kBlockSize : kDepth, kIsDx ? kDepth : kBlockSize, Policy::kLdB,
-                         Policy::kThreads>;
+                         kIsAxis1 ? kDepth : Policy::kTileRows, Policy::kThreads>;
+  using CopyW =
+      TileCopy<T, kIsDx ? kBlockSize : kDepth, kIsDx ? kDepth : kBlockSize, Policy::kThreads>;
 
   const FpropParams<T>& p;
   EntryRange range;
@@ -62,7 +62,7 @@ struct FpropLoader {
         }),
         copy_w([](int row, int col) { return row * kBlockSize + col; }) {}
 
-  __device__ __forceinline__ void Load(int64_t chunk, T* a, T* b, float* gates) const {
+  __device__ __forceinline__ void Load(int64_t chunk, StageOf<Policy> stage, float* gates) const {
 #pragma unroll
     for (int i = 0; i < Policy::kPiecesPerChunk; ++i) {
       const int64_t piece = chunk * Policy::kPiecesPerChunk + i;
@@ -79,12 +79,12 @@ struct FpropLoader {
       if (!is_wanted) entry = {0, 0};
       const int limit = is_wanted ? num_valid : 0;
       const int64_t feature = entry.index * int64_t{kBlockSize} + block_depth;
-      copy_x.Load(a + (kIsAxis1 ? i * kDepth : i * kDepth * Policy::kLdA),
+      copy_x.Load(stage.a, kIsAxis1 ? 0 : i * kDepth, kIsAxis1 ? i * kDepth : 0,
                   x + feature * FeatureStride(), p.is_x_aligned, [&](int row, int col) {
                     return kIsAxis1 ? (row < limit ? kVector : 0) : limit - col;
                   });
       const T* block = p.w + entry.block * int64_t{kBlockSize * kBlockSize};
-      copy_w.Load(b + (kIsDx ? i * kDepth : i * kDepth * Policy::kLdB),
+      copy_w.Load(stage.b, kIsDx ? 0 : i * kDepth, kIsDx ? i * kDepth : 0,
                   block + block_depth * (kIsDx ? 1 : kBlockSize), p.is_w_aligned,
                   [&](int, int) { return is_wanted ? kVector : 0; });
     }

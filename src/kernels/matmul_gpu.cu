@@ -3,6 +3,7 @@
 #include "src/kernels/common/load_store.cuh"
 #include "src/kernels/common/reduce.cuh"
 #include "src/kernels/matmul_instances.h"
+#include "src/kernels/matmul_stream.h"
 
 namespace blocksparse {
 namespace {
@@ -75,9 +76,18 @@ int64_t DwSize(const Layout& layout) {
 
 }  // namespace
 
+bool StreamServes(const MatmulArgs& args) {
+  const int64_t vector = kVectorBytes / SizeOf(args.dtype);
+  return args.batch <= kMaxStreamBatch && IsVectorAligned(args.x) && IsVectorAligned(args.w) &&
+         IsVectorAligned(args.y) && (args.feature_axis == 1 || args.batch % vector == 0);
+}
+
 Status MatmulGpu(const MatmulArgs& args, Stream stream) {
-  return WithMath(args.dtype, args.allow_tf32,
-                  [&](auto kernels) { return decltype(kernels)::Fprop(args, stream); });
+  return WithMath(args.dtype, args.allow_tf32, [&](auto kernels) {
+    using Kernels = decltype(kernels);
+    if (StreamServes(args)) return MatmulStreamFor<typename Kernels::Math>(args, stream);
+    return Kernels::Fprop(args, stream);
+  });
 }
 
 Status MatmulWorkspaceBytes(const MatmulArgs&, int64_t* bytes) {

@@ -21,8 +21,9 @@ struct Bf16Math;
 struct Tf32Math;
 struct Fp32Math;
 
-template <class Math>
+template <class Math_>
 struct MatmulKernels {
+  using Math = Math_;
   static Status Fprop(const MatmulArgs& args, Stream stream);
   static Status ChooseSplit(const MatmulDwArgs& args, int num_sms, DwSplit* split);
   static Status Dw(const MatmulDwArgs& args, const DwSplit& split, Stream stream);

@@ -49,16 +49,13 @@ struct MatmulPolicy {
 
   static constexpr int kVector = kVectorBytes / sizeof(T);  // elements of one vector access
 
-  // Leading dimensions in elements. The pads make the fragment loads free of bank conflicts: rows
-  // that hold the depth shift by 16 bytes, the others by 8 elements; a row of 8 elements needs
-  // none.
-  static constexpr int kPadOther(int size) { return size == 8 ? 0 : 8; }
-  static constexpr int kLdA =
-      kMajorA == Major::kDepth ? kChunk + kVector : kTileRows + kPadOther(kTileRows);
-  static constexpr int kLdB =
-      kMajorB == Major::kDepth ? kChunk + kVector : kBlockSize + kPadOther(kBlockSize);
-  static constexpr int kSizeA = kLdA * (kMajorA == Major::kDepth ? kTileRows : kChunk);
-  static constexpr int kSizeB = kLdB * (kMajorB == Major::kDepth ? kBlockSize : kChunk);
+  // Columns of the tiles of a stage, and sizes in elements with 16 bytes of padding a row, which a
+  // row of 8 elements of 16 bits does without.
+  static constexpr int kColsA = kMajorA == Major::kDepth ? kChunk : kTileRows;
+  static constexpr int kColsB = kMajorB == Major::kDepth ? kChunk : kBlockSize;
+  static constexpr int kPitch(int cols) { return cols == 8 ? cols : cols + kVector; }
+  static constexpr int kSizeA = kPitch(kColsA) * (kMajorA == Major::kDepth ? kTileRows : kChunk);
+  static constexpr int kSizeB = kPitch(kColsB) * (kMajorB == Major::kDepth ? kBlockSize : kChunk);
   static constexpr int kStageElements = kSizeA + kSizeB;
 
   // The epilogue reuses the stages for a tile of the result, at most float32, in either
@@ -74,8 +71,7 @@ struct MatmulPolicy {
   static_assert(kChunk % Math::kDepth == 0,
                 "a chunk is a whole number of matrix instructions deep");
   static_assert(kPieceDepth % kVector == 0, "a vector lies in one piece");
-  static_assert(kLdA % kVector == 0 && kLdB % kVector == 0 && kSizeA % kVector == 0,
-                "vector stores are aligned");
+  static_assert(kSizeA % kVector == 0 && kSizeB % kVector == 0, "vector stores are aligned");
   static_assert(kSmemBytes <= kMaxSmemBytes, "the tile must fit every supported architecture");
 };
 

@@ -2,8 +2,8 @@
 //
 // A thread block computes C[128, B]. It walks the depth in chunks; a ring of kStages chunks in
 // shared memory is filled by asynchronous copies while the warps multiply the oldest one. What to
-// copy is the kernels' business: they pass a Loader with   Load(chunk, T* a, T* b, float* gates)
-// that fills one stage, called for chunk = 0, 1, 2, ... in turn.
+// copy is the kernels' business: they pass a Loader with   Load(chunk, StageOf<Policy>, float*
+// gates) that fills one stage, called for chunk = 0, 1, 2, ... in turn.
 #ifndef BLOCKSPARSE_KERNELS_MATMUL_TILE_CUH_
 #define BLOCKSPARSE_KERNELS_MATMUL_TILE_CUH_
 
@@ -12,6 +12,16 @@
 #include "src/kernels/matmul_policy.h"
 
 namespace blocksparse {
+
+// The two tiles of a stage.
+template <class Policy>
+struct StageOf {
+  PaddedTile<typename Policy::T, Policy::kColsA> a;
+  PaddedTile<typename Policy::T, Policy::kColsB> b;
+
+  explicit __device__ __forceinline__ StageOf(typename Policy::T* smem)
+      : a{smem}, b{smem + Policy::kSizeA} {}
+};
 
 // A warp's share of the tile: its corner, and one sum in each register.
 template <class Policy>
@@ -36,8 +46,7 @@ struct WarpTile {
   }
 
   // Adds the product of one stage. gates: one factor for each piece of the depth, or null.
-  __device__ __forceinline__ void MultiplyChunk(const typename Policy::T* a,
-                                                const typename Policy::T* b, const float* gates) {
+  __device__ __forceinline__ void MultiplyChunk(StageOf<Policy> stage, const float* gates) {
     using Math = typename Policy::Math;
     constexpr bool kIsDepthMajorA = Policy::kMajorA == Major::kDepth;
     constexpr bool kIsDepthMajorB = Policy::kMajorB == Major::kDepth;
@@ -49,9 +58,8 @@ struct WarpTile {
       typename Math::FragmentB fragments_b[kColTiles];
 #pragma unroll
       for (int i = 0; i < kRowTiles; ++i)
-        Math::template LoadA<kIsDepthMajorA>(fragments_a[i], a, Policy::kLdA, row + i * kMmaRows,
-                                             depth);
-      Math::template LoadB<kIsDepthMajorB>(fragments_b, b, Policy::kLdB, depth, col);
+        Math::template LoadA<kIsDepthMajorA>(fragments_a[i], stage.a, row + i * kMmaRows, depth);
+      Math::template LoadB<kIsDepthMajorB>(fragments_b, stage.b, depth, col);
       if (gates != nullptr) {
         constexpr int kHalf = Math::kDepth / 2;
         const float g[2] = {gates[depth / Policy::kPieceDepth],
@@ -74,11 +82,10 @@ template <class Policy, class Loader>
 __device__ __forceinline__ void MultiplyTile(WarpTile<Policy>& tile, Loader& loader,
                                              int64_t num_chunks, typename Policy::T* smem,
                                              float* gates) {
-  using T = typename Policy::T;
   const auto load = [&](int64_t chunk, int stage) {
-    T* a = smem + stage * Policy::kStageElements;
     if (chunk < num_chunks)
-      loader.Load(chunk, a, a + Policy::kSizeA, gates + stage * Policy::kPiecesPerChunk);
+      loader.Load(chunk, StageOf<Policy>(smem + stage * Policy::kStageElements),
+                  gates + stage * Policy::kPiecesPerChunk);
     CommitCopies();  // also when there was nothing to copy, so that counting groups counts chunks
   };
 #pragma unroll
@@ -91,8 +98,7 @@ __device__ __forceinline__ void MultiplyTile(WarpTile<Policy>& tile, Loader& loa
                       // that is filled next
     const int free_stage = stage == 0 ? Policy::kStages - 1 : stage - 1;
     load(chunk + Policy::kStages - 1, free_stage);
-    const T* a = smem + stage * Policy::kStageElements;
-    tile.MultiplyChunk(a, a + Policy::kSizeA,
+    tile.MultiplyChunk(StageOf<Policy>(smem + stage * Policy::kStageElements),
                        gates == nullptr ? nullptr : gates + stage * Policy::kPiecesPerChunk);
     stage = stage + 1 == Policy::kStages ? 0 : stage + 1;
   }

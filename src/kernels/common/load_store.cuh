@@ -43,10 +43,41 @@ __device__ __forceinline__ void LoadUnaligned(T* shared, const T* global, int64_
   *reinterpret_cast<uint4*>(shared) = *reinterpret_cast<const uint4*>(values);
 }
 
-// A thread's share of copying tiles of kRows x kCols elements to shared memory, where rows are kLd
-// apart. Where its vectors lie in global memory, relative to a base that moves from tile to tile,
-// is computed once: the arithmetic of addresses would otherwise outweigh that of the product.
-template <typename T, int kRows, int kCols, int kLd, int kThreads>
+// Tiles in shared memory, rows of kCols elements, in which eight rows of one column of 16-byte
+// vectors lie in different banks, as matrix loads want it: either the rows are padded, which costs
+// no address arithmetic, or the vectors of a row are permuted, which keeps them aligned to 32
+// bytes: copies of short rows into a padded tile read their sectors of global memory twice.
+template <typename T, int kCols>
+struct PaddedTile {
+  // A row of eight elements needs no padding.
+  static constexpr int kPitch =
+      kCols == 8 ? kCols : kCols + kVectorBytes / static_cast<int>(sizeof(T));
+
+  T* data;
+
+  __device__ __forceinline__ T* At(int row, int col) const { return data + row * kPitch + col; }
+};
+
+template <typename T, int kCols>
+struct SwizzledTile {
+  static constexpr int kVector = kVectorBytes / sizeof(T);
+  static constexpr int kVectors = kCols / kVector;
+  static_assert(kVectors > 0 && (kVectors & (kVectors - 1)) == 0, "rows of 2^n vectors");
+  static constexpr int kMask = kVectors < 8 ? kVectors - 1 : 7;
+  static constexpr int kRowsPerLine = 8 / (kMask + 1);  // rows that share 128 bytes
+
+  T* data;
+
+  __device__ __forceinline__ T* At(int row, int col) const {
+    const int vector = col / kVector ^ (row / kRowsPerLine & kMask);
+    return data + row * kCols + vector * kVector + col % kVector;
+  }
+};
+
+// A thread's share of copying kRows x kCols elements into a tile. Where its vectors lie in global
+// memory, relative to a base that moves from tile to tile, is computed once: the arithmetic of
+// addresses would otherwise outweigh that of the product.
+template <typename T, int kRows, int kCols, int kThreads>
 struct TileCopy {
   static constexpr int kVector = kVectorBytes / sizeof(T);
   static constexpr int kVectorsPerRow = kCols / kVector;
@@ -74,23 +105,23 @@ struct TileCopy {
     for (int pass = 0; pass < kPasses; ++pass) offsets[pass] = offset_of(Row(pass), Col(pass));
   }
 
-  // num_valid(row, col): how many elements exist from there on; what does not exist is not read but
-  // zero. is_aligned: every vector is 16-byte aligned and exists wholly or not at all; the copy is
-  // then asynchronous.
-  template <class F>
-  __device__ __forceinline__ void Load(T* shared, const T* base, bool is_aligned,
-                                       F num_valid) const {
+  // Fills the tile from (first_row, first_col) on. num_valid(row, col): how many elements exist
+  // from there on; what does not exist is not read but zero. is_aligned: every vector is 16-byte
+  // aligned and exists wholly or not at all; the copy is then asynchronous.
+  template <class SharedTile, class F>
+  __device__ __forceinline__ void Load(SharedTile tile, int first_row, int first_col, const T* base,
+                                       bool is_aligned, F num_valid) const {
     if (is_aligned) {
 #pragma unroll
       for (int pass = 0; pass < kPasses; ++pass)
         if (HasVector(pass))
-          CopyVectorAsync(shared + Row(pass) * kLd + Col(pass), base + offsets[pass],
-                          num_valid(Row(pass), Col(pass)) > 0);
+          CopyVectorAsync(tile.At(first_row + Row(pass), first_col + Col(pass)),
+                          base + offsets[pass], num_valid(Row(pass), Col(pass)) > 0);
     } else {
 #pragma unroll 1
       for (int pass = 0; pass < kPasses; ++pass)
         if (HasVector(pass))
-          LoadUnaligned(shared + Row(pass) * kLd + Col(pass), base + offsets[pass],
+          LoadUnaligned(tile.At(first_row + Row(pass), first_col + Col(pass)), base + offsets[pass],
                         num_valid(Row(pass), Col(pass)));
     }
   }

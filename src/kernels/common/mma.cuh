@@ -6,8 +6,8 @@
 // C[g][2t], C[g][2t + 1], C[g + 8][2t] and C[g + 8][2t + 1], which is the layout of mma.sync's
 // accumulators.
 //
-// Loads take the tile's first element, its leading dimension `ld`, and the corner (row, depth) or
-// (depth, col) of the fragment. kIsDepthMajor: the depth is contiguous in shared memory.
+// Loads take a Tile and the corner (row, depth) or (depth, col) of the fragment. kIsDepthMajor: the
+// tile's rows hold the depth.
 #ifndef BLOCKSPARSE_KERNELS_COMMON_MMA_CUH_
 #define BLOCKSPARSE_KERNELS_COMMON_MMA_CUH_
 
@@ -74,26 +74,25 @@ struct Math16 {
     uint32_t r[2];
   };
 
-  template <bool kIsDepthMajor>
-  static __device__ __forceinline__ void LoadA(FragmentA& a, const T* tile, int ld, int row,
-                                               int depth) {
+  template <bool kIsDepthMajor, class SharedTile>
+  static __device__ __forceinline__ void LoadA(FragmentA& a, SharedTile tile, int row, int depth) {
     // Matrices in the order of the registers: (rows 0-7, depth 0-7), (8-15, 0-7), (0-7, 8-15),
     // (8-15, 8-15).
     const int matrix_row = row + (Lane() / 8 % 2) * 8;
     const int matrix_depth = depth + Lane() / 16 * 8;
-    const T* address = kIsDepthMajor ? tile + (matrix_row + Lane() % 8) * ld + matrix_depth
-                                     : tile + (matrix_depth + Lane() % 8) * ld + matrix_row;
+    const T* address = kIsDepthMajor ? tile.At(matrix_row + Lane() % 8, matrix_depth)
+                                     : tile.At(matrix_depth + Lane() % 8, matrix_row);
     LoadMatrix4<!kIsDepthMajor>(address, a.r);
   }
 
   // kNumTiles fragments side by side, eight columns each.
-  template <bool kIsDepthMajor, int kNumTiles>
-  static __device__ __forceinline__ void LoadB(FragmentB (&b)[kNumTiles], const T* tile, int ld,
+  template <bool kIsDepthMajor, int kNumTiles, class SharedTile>
+  static __device__ __forceinline__ void LoadB(FragmentB (&b)[kNumTiles], SharedTile tile,
                                                int depth, int col) {
     const int matrix_depth = depth + (Lane() / 8 % 2) * 8;
     const auto address = [&](int matrix_col) {
-      return kIsDepthMajor ? tile + (matrix_col + Lane() % 8) * ld + matrix_depth
-                           : tile + (matrix_depth + Lane() % 8) * ld + matrix_col;
+      return kIsDepthMajor ? tile.At(matrix_col + Lane() % 8, matrix_depth)
+                           : tile.At(matrix_depth + Lane() % 8, matrix_col);
     };
     if constexpr (kNumTiles == 1) {
       LoadMatrix2<!kIsDepthMajor>(address(col), b[0].r);
@@ -144,9 +143,9 @@ struct Fp16Math : Math16<__half> {};
 struct Bf16Math : Math16<__nv_bfloat16> {};
 
 // Element (row, depth) of A or (depth, col) of B, whichever index is contiguous.
-template <bool kIsDepthMajor>
-__device__ __forceinline__ float TileElement(const float* tile, int ld, int other, int depth) {
-  return kIsDepthMajor ? tile[other * ld + depth] : tile[depth * ld + other];
+template <bool kIsDepthMajor, class SharedTile>
+__device__ __forceinline__ float TileElement(SharedTile tile, int other, int depth) {
+  return kIsDepthMajor ? *tile.At(other, depth) : *tile.At(depth, other);
 }
 
 // float32 storage, products of inputs rounded to TensorFloat-32 on the tensor cores, sums in
@@ -161,26 +160,25 @@ struct Tf32Math {
     float v[2];
   };
 
-  template <bool kIsDepthMajor>
-  static __device__ __forceinline__ void LoadA(FragmentA& a, const T* tile, int ld, int row,
-                                               int depth) {
+  template <bool kIsDepthMajor, class SharedTile>
+  static __device__ __forceinline__ void LoadA(FragmentA& a, SharedTile tile, int row, int depth) {
 #pragma unroll
     for (int i = 0; i < 4; ++i)
-      a.v[i] = TileElement<kIsDepthMajor>(tile, ld, row + Lane() / 4 + i % 2 * 8,
+      a.v[i] = TileElement<kIsDepthMajor>(tile, row + Lane() / 4 + i % 2 * 8,
                                           depth + Lane() % 4 + i / 2 * 4);
 #pragma unroll
     for (float& v : a.v) v = Round(v);
   }
 
   // Rounded in Multiply, after the gate.
-  template <bool kIsDepthMajor, int kNumTiles>
-  static __device__ __forceinline__ void LoadB(FragmentB (&b)[kNumTiles], const T* tile, int ld,
+  template <bool kIsDepthMajor, int kNumTiles, class SharedTile>
+  static __device__ __forceinline__ void LoadB(FragmentB (&b)[kNumTiles], SharedTile tile,
                                                int depth, int col) {
 #pragma unroll
     for (int j = 0; j < kNumTiles; ++j) {
 #pragma unroll
       for (int i = 0; i < 2; ++i)
-        b[j].v[i] = TileElement<kIsDepthMajor>(tile, ld, col + j * kMmaCols + Lane() / 4,
+        b[j].v[i] = TileElement<kIsDepthMajor>(tile, col + j * kMmaCols + Lane() / 4,
                                                depth + Lane() % 4 + i * 4);
     }
   }
@@ -222,22 +220,21 @@ struct Fp32Math {
     float v[2];
   };
 
-  template <bool kIsDepthMajor>
-  static __device__ __forceinline__ void LoadA(FragmentA& a, const T* tile, int ld, int row,
-                                               int depth) {
+  template <bool kIsDepthMajor, class SharedTile>
+  static __device__ __forceinline__ void LoadA(FragmentA& a, SharedTile tile, int row, int depth) {
 #pragma unroll
     for (int i = 0; i < 2; ++i)
-      a.v[i] = TileElement<kIsDepthMajor>(tile, ld, row + MmaRow() + i * 8, depth);
+      a.v[i] = TileElement<kIsDepthMajor>(tile, row + MmaRow() + i * 8, depth);
   }
 
-  template <bool kIsDepthMajor, int kNumTiles>
-  static __device__ __forceinline__ void LoadB(FragmentB (&b)[kNumTiles], const T* tile, int ld,
+  template <bool kIsDepthMajor, int kNumTiles, class SharedTile>
+  static __device__ __forceinline__ void LoadB(FragmentB (&b)[kNumTiles], SharedTile tile,
                                                int depth, int col) {
 #pragma unroll
     for (int j = 0; j < kNumTiles; ++j) {
 #pragma unroll
       for (int i = 0; i < 2; ++i)
-        b[j].v[i] = TileElement<kIsDepthMajor>(tile, ld, col + j * kMmaCols + MmaCol() + i, depth);
+        b[j].v[i] = TileElement<kIsDepthMajor>(tile, col + j * kMmaCols + MmaCol() + i, depth);
     }
   }
 

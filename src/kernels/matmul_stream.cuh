@@ -1,0 +1,371 @@
+// y = x W and dx = dy W^T for a small minibatch: one thread block computes up to 64 samples by up
+// to 32 columns of one block column, and its warps divide the column's blocks.
+//
+// Each warp has a ring of chunks of its own (a piece of W and the x that meets it), so that nothing
+// but the end of the column needs a barrier: many small reads are under way at any time, which is
+// what reading W at the memory's speed takes. The warps' sums are added in their order. A step of a
+// recurrent network is a chain of such kernels, each of a few microseconds: they are launched
+// early, so that one finds its blocks in the tables while the one before it ends.
+#ifndef BLOCKSPARSE_KERNELS_MATMUL_STREAM_CUH_
+#define BLOCKSPARSE_KERNELS_MATMUL_STREAM_CUH_
+
+#include <algorithm>
+
+#include "src/kernels/common/cuda_launch.h"
+#include "src/kernels/common/dispatch.h"
+#include "src/kernels/common/mma.cuh"
+#include "src/kernels/matmul_policy.h"
+#include "src/kernels/matmul_stream.h"
+
+namespace blocksparse {
+
+// kBatchTile samples, kWidth columns: min(B, 32), wider blocks are shared by several thread blocks.
+template <class Math_, int kBatchTile_, int kWidth_, Major kMajorX_, Major kMajorW_>
+struct StreamPolicy {
+  using Math = Math_;
+  using T = typename Math::T;
+  static constexpr int kBatchTile = kBatchTile_;
+  static constexpr int kWidth = kWidth_;
+  static constexpr Major kMajorX = kMajorX_;
+  static constexpr Major kMajorW = kMajorW_;
+  static constexpr bool kIsAxis1 = kMajorX == Major::kDepth;
+  static constexpr bool kIsDx = kMajorW == Major::kDepth;
+
+  static constexpr int kVector = kVectorBytes / sizeof(T);
+  // 64 bytes of depth: of one block, or of several small ones.
+  static constexpr int kChunk = 4 * kVector;
+  static constexpr int kPieceDepth = kWidth < kChunk ? kWidth : kChunk;
+  static constexpr int kPieces = kChunk / kPieceDepth;
+  // As many as leave room for three thread blocks of four warps on a Hopper SM.
+  static constexpr int kStages = kBatchTile <= 32 ? 4 : 3;
+
+  static constexpr int kRowTiles = kBatchTile / kMmaRows;
+  static constexpr int kColTiles = kWidth / kMmaCols;
+
+  using TileX = SwizzledTile<T, kIsAxis1 ? kChunk : kBatchTile>;
+  using TileW = SwizzledTile<T, kIsDx ? kChunk : kWidth>;
+  static constexpr int kSizeX = kChunk * kBatchTile;
+  static constexpr int kSizeW = kChunk * kWidth;
+  static constexpr int kStageElements = kSizeX + kSizeW;
+  static constexpr int kRingBytes = kStages * kStageElements * static_cast<int>(sizeof(T));
+  static constexpr int kGates = kStages * kPieces;
+
+  // The tile of y, as its rows lie in memory.
+  static constexpr int kColsY = kIsAxis1 ? kWidth : kBatchTile;
+  using TileY = PaddedTile<T, kColsY>;
+  static constexpr int kSums = kBatchTile * kWidth;
+  static constexpr int kSumBytes = kSums * static_cast<int>(sizeof(float));
+  static constexpr int kTileBytes = kSums / kColsY * TileY::kPitch * static_cast<int>(sizeof(T));
+
+  // A warp's room: its ring, later its sums and, behind those of the first warp, the tile of y.
+  static constexpr int kWarpBytes = std::max(kRingBytes, kSumBytes + kTileBytes);
+  static_assert(kWarpBytes % kVectorBytes == 0, "every warp's ring starts on a vector");
+
+  static constexpr int SmemBytes(int num_warps) {
+    return num_warps * (kWarpBytes + kGates * static_cast<int>(sizeof(float)));
+  }
+};
+
+template <typename T>
+struct StreamParams {
+  Direction direction;
+  int64_t num_blocks;
+  int64_t batch;
+  int block_size;
+  int batch_tiles;
+  bool is_one_wave;  // all tiles run at once, so that their order does not matter
+  const T* x;
+  const T* w;
+  const float* gate;
+  T* y;
+};
+
+// Thread blocks of four warps that run at once on a Hopper SM.
+constexpr int kWaveTiles = 3;
+
+// Copies kRows rows of kCols elements, `stride` apart in global memory, by one warp.
+template <typename T, int kRows, int kCols>
+struct WarpCopy {
+  static constexpr int kVector = kVectorBytes / sizeof(T);
+  static constexpr int kVectorsPerRow = kCols / kVector;
+  static constexpr int kRowsPerPass = kWarpSize / kVectorsPerRow;
+  static_assert(kWarpSize % kVectorsPerRow == 0, "a pass copies whole rows");
+
+  static __device__ __forceinline__ int Row() { return Lane() / kVectorsPerRow; }
+  static __device__ __forceinline__ int Col() { return Lane() % kVectorsPerRow * kVector; }
+
+  // Fills the tile from (first_row, first_col) on. is_wanted(row, col): whether the vector there
+  // exists; zeros otherwise.
+  template <class SharedTile, class F>
+  static __device__ __forceinline__ void Load(SharedTile tile, int first_row, int first_col,
+                                              const T* global, int64_t stride, F is_wanted) {
+    const T* from = global + Row() * stride + Col();
+#pragma unroll
+    for (int row = 0; row < kRows; row += kRowsPerPass) {
+      if (kRows % kRowsPerPass == 0 || row + Row() < kRows)
+        CopyVectorAsync(tile.At(first_row + row + Row(), first_col + Col()), from + row * stride,
+                        is_wanted(row + Row(), Col()));
+    }
+  }
+};
+
+// What one warp of a thread block does: the chunks [begin, end) of its column.
+template <class Policy>
+struct StreamWarp {
+  using T = typename Policy::T;
+  using Math = typename Policy::Math;
+  static constexpr int kStages = Policy::kStages;
+  static constexpr int kPieces = Policy::kPieces;
+  static constexpr int kPieceDepth = Policy::kPieceDepth;
+  static constexpr int kWindow = kWarpSize / kPieces;
+
+  const StreamParams<T>& p;
+  T* ring;
+  float* gates;  // of the pieces of each stage
+  const T* x;    // the first sample of the tile
+  int num_valid;
+  int first_col;           // of the block, where this thread block's columns start
+  int64_t first_entry;     // of the column
+  int num_entries;         // of the column
+  int log_chunks;          // log2 of the chunks in a block, 0 where a chunk holds several blocks
+  int first_chunk;         // of this warp
+  int step;                // from one of its chunks to the next: the number of warps
+  int window = -1;         // its steps window * kWindow to window * kWindow + kWindow - 1,
+  LutEntry entry = {};     // kPieces lanes to each: the entry of one piece
+  float entry_gate = 0.f;  // and its gate
+  float sums[Policy::kRowTiles][Policy::kColTiles][4] = {};
+
+  // Starts copying the i-th chunk of this warp.
+  __device__ __forceinline__ void LoadChunk(int i, int stage) {
+    const typename Policy::TileX to_x = {ring + stage * Policy::kStageElements};
+    const typename Policy::TileW to_w = {to_x.data + Policy::kSizeX};
+    if (i / kWindow != window) ReadEntries(i / kWindow);
+    const int depth = (Chunk(i) & ((1 << log_chunks) - 1)) * kPieceDepth;
+#pragma unroll
+    for (int j = 0; j < kPieces; ++j) {
+      const int lane = i % kWindow * kPieces + j;
+      const LutEntry piece = {__shfl_sync(~0u, entry.index, lane),
+                              __shfl_sync(~0u, entry.block, lane)};
+      if (p.gate != nullptr) {
+        const float gate = __shfl_sync(~0u, entry_gate, lane);
+        if (Lane() == 0) gates[stage * kPieces + j] = gate;
+      }
+      const bool is_wanted = piece.index >= 0;
+      const int64_t feature = is_wanted ? piece.index * int64_t{p.block_size} + depth : 0;
+      if constexpr (Policy::kIsAxis1) {
+        WarpCopy<T, Policy::kBatchTile, kPieceDepth>::Load(
+            to_x, 0, j * kPieceDepth, x + feature, p.direction.num_inputs * p.block_size,
+            [&](int row, int) { return is_wanted && row < num_valid; });
+      } else {
+        WarpCopy<T, kPieceDepth, Policy::kBatchTile>::Load(
+            to_x, j * kPieceDepth, 0, x + feature * p.batch, p.batch,
+            [&](int, int col) { return is_wanted && col < num_valid; });
+      }
+      const T* block = p.w + (is_wanted ? piece.block : 0) * int64_t{p.block_size} * p.block_size;
+      const auto is_wanted_w = [&](int, int) { return is_wanted; };
+      if constexpr (Policy::kIsDx) {
+        WarpCopy<T, Policy::kWidth, kPieceDepth>::Load(to_w, 0, j * kPieceDepth,
+                                                       block + first_col * p.block_size + depth,
+                                                       p.block_size, is_wanted_w);
+      } else {
+        WarpCopy<T, kPieceDepth, Policy::kWidth>::Load(to_w, j * kPieceDepth, 0,
+                                                       block + depth * p.block_size + first_col,
+                                                       p.block_size, is_wanted_w);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void MultiplyStage(int stage) {
+    const typename Policy::TileX tile_x = {ring + stage * Policy::kStageElements};
+    const typename Policy::TileW tile_w = {tile_x.data + Policy::kSizeX};
+    constexpr int kUnroll = Math::kDepth == 1 ? 4 : Policy::kChunk / Math::kDepth;
+#pragma unroll kUnroll
+    for (int depth = 0; depth < Policy::kChunk; depth += Math::kDepth) {
+      typename Math::FragmentB w_fragments[Policy::kColTiles];
+      Math::template LoadB<Policy::kIsDx>(w_fragments, tile_w, depth, 0);
+      if (p.gate != nullptr) {
+        const float* gate = gates + stage * kPieces;
+        const float g[2] = {gate[depth / kPieceDepth],
+                            gate[(depth + Math::kDepth / 2) / kPieceDepth]};
+#pragma unroll
+        for (auto& fragment : w_fragments) Math::ScaleB(fragment, g);
+      }
+#pragma unroll
+      for (int i = 0; i < Policy::kRowTiles; ++i) {
+        typename Math::FragmentA x_fragment;
+        Math::template LoadA<Policy::kIsAxis1>(x_fragment, tile_x, i * kMmaRows, depth);
+#pragma unroll
+        for (int j = 0; j < Policy::kColTiles; ++j)
+          Math::Multiply(sums[i][j], x_fragment, w_fragments[j]);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void Run(int num_steps) {
+#pragma unroll
+    for (int i = 0; i < kStages - 1; ++i) {
+      if (i < num_steps) LoadChunk(i, i);
+      CommitCopies();
+    }
+    int stage = 0;
+    for (int i = 0; i < num_steps; ++i) {
+      WaitForCopies<kStages - 2>();
+      __syncwarp();  // the chunk is there for every lane, and all have left the stage filled next
+      if (i + kStages - 1 < num_steps)
+        LoadChunk(i + kStages - 1, stage == 0 ? kStages - 1 : stage - 1);
+      CommitCopies();
+      MultiplyStage(stage);
+      stage = stage + 1 == kStages ? 0 : stage + 1;
+    }
+    WaitForCopies<0>();
+    __syncwarp();  // the ring becomes room for the sums
+  }
+
+  // The sums, each lane's four of a fragment together.
+  __device__ __forceinline__ void StoreSums() const {
+    float4* to = reinterpret_cast<float4*>(ring) + Lane();
+#pragma unroll
+    for (int i = 0; i < Policy::kRowTiles; ++i)
+#pragma unroll
+      for (int j = 0; j < Policy::kColTiles; ++j)
+        to[(i * Policy::kColTiles + j) * kWarpSize] =
+            make_float4(sums[i][j][0], sums[i][j][1], sums[i][j][2], sums[i][j][3]);
+  }
+
+ private:
+  __device__ __forceinline__ int Chunk(int i) const { return first_chunk + i * step; }
+
+  __device__ __forceinline__ void ReadEntries(int next) {
+    window = next;
+    const int chunk = Chunk(window * kWindow + Lane() / kPieces);
+    const int idx = kPieces > 1 ? chunk * kPieces + Lane() % kPieces : chunk >> log_chunks;
+    entry = {-1, -1};
+    if (idx < num_entries) entry = p.direction.entries[first_entry + idx];
+    if (!IsValid(entry, p.direction.num_inputs, p.num_blocks)) entry = {-1, -1};
+    if (p.gate != nullptr) {
+      entry_gate = entry.index >= 0 ? p.gate[entry.block] : 0.f;
+      if (entry_gate == 0.f) entry = {-1, -1};
+    }
+  }
+};
+
+template <class Policy>
+__global__ void MatmulStreamKernel(const __grid_constant__ StreamParams<typename Policy::T> p) {
+  using T = typename Policy::T;
+  extern __shared__ __align__(kVectorBytes) unsigned char smem[];
+  const int warp = threadIdx.x / kWarpSize;
+  const int num_warps = blockDim.x / kWarpSize;
+
+  LetNextKernelStart();
+  const int slices = p.block_size / Policy::kWidth;
+  const int64_t tile = blockIdx.x / p.batch_tiles;
+  const int64_t n = blockIdx.x % p.batch_tiles * int64_t{Policy::kBatchTile};
+  const int64_t column = p.is_one_wave ? tile / slices : p.direction.order[tile / slices];
+  const bool is_valid = column >= 0 && column < p.direction.num_outputs;
+  const EntryRange range =
+      is_valid ? ColumnEntries(p.direction, p.num_blocks, column) : EntryRange{0, 0};
+  const int num_valid = static_cast<int>(min(p.batch - n, int64_t{Policy::kBatchTile}));
+  const int first_col = static_cast<int>(tile % slices) * Policy::kWidth;
+  const int num_entries = static_cast<int>(range.end - range.begin);
+  const int log_chunks = max(0, __ffs(p.block_size / Policy::kChunk) - 1);
+
+  unsigned char* room = smem + warp * Policy::kWarpBytes;
+  float* gates =
+      reinterpret_cast<float*>(smem + num_warps * Policy::kWarpBytes) + warp * Policy::kGates;
+  const int64_t sample_stride = Policy::kIsAxis1 ? p.direction.num_inputs * p.block_size : 1;
+  WaitForPreviousKernel();  // before this, only the tables have been read
+  if (!is_valid) return;    // a damaged table
+  StreamWarp<Policy> work = {p,           reinterpret_cast<T*>(room),
+                             gates,       p.x + n * sample_stride,
+                             num_valid,   first_col,
+                             range.begin, num_entries,
+                             log_chunks,  warp,
+                             num_warps};
+  const int num_chunks = ((num_entries << log_chunks) + Policy::kPieces - 1) / Policy::kPieces;
+  work.Run(num_chunks > warp ? (num_chunks - warp + num_warps - 1) / num_warps : 0);
+  work.StoreSums();
+  __syncthreads();
+
+  // Adds the warps' sums in their order, and turns the fragments into a tile of y.
+  const typename Policy::TileY tile_y = {reinterpret_cast<T*>(smem + Policy::kSumBytes)};
+  for (int v = threadIdx.x; v < Policy::kSums / 4; v += blockDim.x) {
+    float sum[4] = {};
+    for (int i = 0; i < num_warps; ++i) {
+      const float4 part = reinterpret_cast<const float4*>(smem + i * Policy::kWarpBytes)[v];
+      sum[0] += part.x;
+      sum[1] += part.y;
+      sum[2] += part.z;
+      sum[3] += part.w;
+    }
+    const int fragment = v / kWarpSize;
+#pragma unroll
+    for (int s = 0; s < 4; ++s) {
+      const int row = fragment / Policy::kColTiles * kMmaRows + MmaRow() + s / 2 * 8;
+      const int col = fragment % Policy::kColTiles * kMmaCols + MmaCol() + s % 2;
+      *(Policy::kIsAxis1 ? tile_y.At(row, col) : tile_y.At(col, row)) = T(sum[s]);
+    }
+  }
+  __syncthreads();
+  constexpr int kVectorsPerRow = Policy::kColsY / Policy::kVector;
+  for (int v = threadIdx.x; v < Policy::kSums / Policy::kVector; v += blockDim.x) {
+    const int row = v / kVectorsPerRow;
+    const int col = v % kVectorsPerRow * Policy::kVector;
+    if ((Policy::kIsAxis1 ? row : col) >= num_valid) continue;
+    const int64_t feature = column * p.block_size + first_col;
+    T* to = Policy::kIsAxis1
+                ? p.y + (n + row) * p.direction.num_outputs * p.block_size + feature + col
+                : p.y + (feature + row) * p.batch + n + col;
+    *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(tile_y.At(row, col));
+  }
+}
+
+template <class Policy>
+Status LaunchMatmulStream(const MatmulArgs& args, Stream stream) {
+  using T = typename Policy::T;
+  const Direction& direction = args.is_dx ? args.layout.dx : args.layout.fprop;
+  const int64_t batch_tiles = (args.batch + Policy::kBatchTile - 1) / Policy::kBatchTile;
+  const int64_t num_tiles =
+      direction.num_outputs * (args.layout.block_size / Policy::kWidth) * batch_tiles;
+  int num_sms = 0;
+  BLOCKSPARSE_RETURN_IF_ERROR(CountSms(&num_sms));
+  int smem_bytes = 0;
+  BLOCKSPARSE_RETURN_IF_ERROR(FindMaxSmem(&smem_bytes));
+  // Few tiles get more warps each, as far as the shared memory goes.
+  int num_warps = num_tiles <= num_sms ? 8 : 4;
+  while (Policy::SmemBytes(num_warps) > smem_bytes) num_warps /= 2;
+  const StreamParams<T> params = {direction,
+                                  args.layout.num_blocks,
+                                  args.batch,
+                                  args.layout.block_size,
+                                  static_cast<int>(batch_tiles),
+                                  num_tiles <= kWaveTiles * num_sms,
+                                  static_cast<const T*>(args.x),
+                                  static_cast<const T*>(args.w),
+                                  args.gate,
+                                  static_cast<T*>(args.y)};
+  return LaunchEarly("MatmulStreamKernel", MatmulStreamKernel<Policy>, num_tiles,
+                     num_warps * kWarpSize, Policy::SmemBytes(num_warps), stream, params);
+}
+
+template <class Math>
+Status MatmulStreamFor(const MatmulArgs& args, Stream stream) {
+  return WithBool(args.batch > 32, [&](auto is_wide) {
+    return WithBool(args.feature_axis == 1, [&](auto is_axis_1) {
+      return WithBool(args.is_dx, [&](auto is_dx) {
+        const auto launch = [&](auto width) {
+          constexpr Major kMajorX = is_axis_1() ? Major::kDepth : Major::kOther;
+          constexpr Major kMajorW = is_dx() ? Major::kDepth : Major::kOther;
+          return LaunchMatmulStream<
+              StreamPolicy<Math, is_wide() ? 64 : 32, width(), kMajorX, kMajorW>>(args, stream);
+        };
+        if (args.layout.block_size == 8) return launch(Int<8>{});
+        if (args.layout.block_size == 16) return launch(Int<16>{});
+        return launch(Int<32>{});
+      });
+    });
+  });
+}
+
+}  // namespace blocksparse
+
+#endif  // BLOCKSPARSE_KERNELS_MATMUL_STREAM_CUH_

@@ -1,0 +1,7 @@
+#include "src/kernels/matmul_stream.cuh"
+
+namespace blocksparse {
+
+template Status MatmulStreamFor<Tf32Math>(const MatmulArgs& args, Stream stream);
+
+}  // namespace blocksparse
