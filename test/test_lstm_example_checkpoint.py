@@ -92,7 +92,9 @@ def test_a_disk_that_is_full_leaves_the_one_before(tmp_path):
     )
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[1] == resource.RLIM_INFINITY
     done = subprocess.run(
-        [sys.executable, "-c", code, sys.path[0], str(tmp_path)], capture_output=True, text=True
+        [sys.executable, "-c", code, str(pathlib.Path(checkpoint.__file__).parent), str(tmp_path)],
+        capture_output=True,
+        text=True,
     )
     assert "checkpoint-00000002.npz cannot be written: File too large. Of earlier ones, the one " \
         "of step 1 is whole" in done.stderr  # fmt: skip
