@@ -14,6 +14,7 @@ The weights start as identities, the gains as 1, the biases as 0 but for b_f, wh
 forget_bias. A few steps through a small-world mask connect every feature with every other.
 """
 
+import numpy as np
 import tensorflow as tf
 
 from blocksparse import _checks
@@ -22,7 +23,7 @@ from blocksparse.layer_norm import layer_norm
 from blocksparse.lstm_gates import fused_lstm_gates
 from blocksparse.matmul_init import IdentityInit
 from blocksparse.matmul_ops import matmul, matmul_dw
-from blocksparse.mlstm_config import GATES, MLSTMConfig
+from blocksparse.mlstm_config import GATES, DenseLayout, MLSTMConfig
 
 __all__ = [
     "MLSTMConfig",
@@ -59,9 +60,16 @@ def mlstm_weights(config, dtype="float32"):
 def mlstm_initializer(name, config):
     """The initialiser (shape, dtype) of one of `config.weight_shapes`."""
     if name.startswith("w_"):
-        return IdentityInit(config.layouts[name[2:]])
+        layout = config.layouts[name[2:]]
+        return _dense_identity if isinstance(layout, DenseLayout) else IdentityInit(layout)
     value = {"g": 1.0, "b": config.forget_bias if name == "b_f" else 0.0}[name[0]]
     return lambda shape, dtype="float32", **_: tf.fill(shape, tf.constant(value, dtype))
+
+
+def _dense_identity(shape, dtype="float32", **_):
+    """As `IdentityInit`: the identity, repeated along the longer dimension."""
+    rows, columns = np.ogrid[: shape[0], : shape[1]]
+    return tf.cast(rows % shape[1] == columns % shape[0], dtype)
 
 
 def mlstm_inputs(x, weights, config):
@@ -132,10 +140,12 @@ def mlstm_sequence(x, state, weights, config):
       weights, config: as in `mlstm_cell`.
     Returns:
       (outputs, (c, h)): config.dtype[T, N, nhidden], or [nhidden, T, N], and the last state.
-      Everything repeats bit for bit, gradients too. The sums over time steps in the gradients of
-      the w_* are in float32, and these gradients have the dtype of the w_*: float32 masters of
-      16-bit products get unrounded sums. Gradients of gradients are not supported. In eager mode
-      the activations of the sequence are kept while it runs, whether or not a tape is there.
+      Everything repeats bit for bit, gradients too, as far as `tf.matmul` does where a product is
+      dense. The sums over time steps in the gradients of the w_* are in float32, and these
+      gradients have the dtype of the w_*: float32 masters of 16-bit products get unrounded sums,
+      but for those of dense products, which `tf.matmul` rounds once. Gradients of gradients are not
+      supported. In eager mode the activations of the sequence are kept while it runs, whether or
+      not a tape is there.
     Raises:
       TypeError, ValueError: as `mlstm_cell`; T is unknown or 0.
     Source: openai/blocksparse `examples/lstm/layers.py` `LSTM_scott`, `group_param_grads`.
@@ -170,16 +180,12 @@ def mlstm_sequence(x, state, weights, config):
             outputs.append(h)
         return [tf.stack(outputs, time_dim), c, h]
 
-    def product_dw(name, xs, dys):
-        axis, dtype = config.feature_axis, weights[f"w_{name}"].dtype
-        return matmul_dw(xs, dys, config.layouts[name], feature_axis=axis, dw_dtype=dtype)
-
     outputs, c, h = run_steps(
         body,
         [x, *state, *(weights[name] for name in names)],
         {name: weights[f"w_{name}"] for name in config.layouts},
         lambda name, x, w: _multiply(name, x, w, config),
-        product_dw,
+        lambda name, xs, dys: _multiply_dw(name, xs, dys, weights[f"w_{name}"].dtype, config),
     )
     return outputs, (c, h)
 
@@ -222,13 +228,27 @@ def _product(weights, config):
 
 
 def _multiply(name, x, w, config):
-    return matmul(
-        x,
-        tf.cast(w, x.dtype),
-        config.layouts[name],
-        feature_axis=config.feature_axis,
-        dw_dtype=w.dtype,
+    layout, axis = config.layouts[name], config.feature_axis
+    rounded = tf.cast(w, x.dtype)
+    if not isinstance(layout, DenseLayout):
+        return matmul(x, rounded, layout, feature_axis=axis, dw_dtype=w.dtype)
+    if x.shape.rank == 2:
+        return tf.matmul(x, rounded) if axis == 1 else tf.matmul(rounded, x, transpose_a=True)
+    return tf.tensordot(x, rounded, 1) if axis == 1 else tf.tensordot(rounded, x, [[0], [0]])
+
+
+def _multiply_dw(name, xs, dys, dtype, config):
+    """The gradient of a weight from all its products' x and gradients of y."""
+    layout, axis = config.layouts[name], config.feature_axis
+    if not isinstance(layout, DenseLayout):
+        return matmul_dw(xs, dys, layout, feature_axis=axis, dw_dtype=dtype)
+    sizes = layout.in_features, layout.out_features
+    shapes = [[-1, size] if axis == 1 else [size, -1] for size in sizes]
+    x, dy = (
+        tf.concat([tf.reshape(tensor, shape) for tensor in tensors], axis=1 - axis)
+        for tensors, shape in zip((xs, dys), shapes, strict=True)
     )
+    return tf.cast(tf.matmul(x, dy, transpose_a=axis == 1, transpose_b=axis == 0), dtype)
 
 
 # ---- checks ----
