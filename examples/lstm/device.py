@@ -17,12 +17,16 @@ def prepare(threads=0):
 
 
 def report():
-    """{"device": name, "peak_bytes": of GPU memory, where there is one}."""
+    """{"device": name}, and of GPUs "devices", their number, and "peak_bytes", of one's memory."""
     gpus = tf.config.list_physical_devices("GPU")
     if not gpus:
         return {"device": "CPU"}
     name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
-    return {"device": name, "peak_bytes": tf.config.experimental.get_memory_info("GPU:0")["peak"]}
+    peaks = [
+        tf.config.experimental.get_memory_info(f"GPU:{number}")["peak"]
+        for number in range(len(gpus))
+    ]
+    return {"device": name, "devices": len(gpus), "peak_bytes": max(peaks)}
 
 
 class Tracer:
@@ -37,10 +41,29 @@ class Tracer:
 
     def __init__(self, folder, steps):
         self._folder, self._steps = folder, steps
+        self._is_on = False
 
-    def before(self, number):
-        """To be called before each step, with its number in this process."""
+    def before(self, number, last):
+        """To be called before each step, with its number in this process and the last loss.
+
+        Returns:
+          Whether a trace ended here.
+        """
         if self._steps and number == self.FIRST:
-            tf.profiler.experimental.start(str(self._folder))
-        if self._steps and number == self.FIRST + self._steps:
+            float(last)  # so that no step before is traced
+            # Level 3 has all ops of the CPU; of a GPU's kernels, 1 has as many.
+            level = 1 if tf.config.list_physical_devices("GPU") else 3
+            options = tf.profiler.experimental.ProfilerOptions(host_tracer_level=level)
+            tf.profiler.experimental.start(str(self._folder), options)
+            self._is_on = True
+        ends = self._is_on and number == self.FIRST + self._steps
+        if ends:
+            self.close(last)
+        return ends
+
+    def close(self, last):
+        """Ends the trace, if it is on: to be called after the last step too."""
+        if self._is_on:
+            float(last)
             tf.profiler.experimental.stop()
+            self._is_on = False

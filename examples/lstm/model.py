@@ -12,8 +12,8 @@ from errors import UserError
 
 from blocksparse import (
     MLSTMConfig,
-    dropout,
     embedding_lookup,
+    ewops,
     mlstm_cell,
     mlstm_inputs,
     mlstm_sequence,
@@ -63,20 +63,24 @@ class LanguageModel(tf.Module):
         shape = [batch, self.config.nhidden][:: 1 if self.config.feature_axis == 1 else -1]
         return tf.zeros(shape, self.config.dtype), tf.zeros(shape, self.config.dtype)
 
-    def __call__(self, x, state, keep_prob=1.0, seed=None):
+    def __call__(self, x, state, dropout=0.0, update_dropout=0.0, seed=None, recompute=0):
         """What follows each byte of a window.
 
         Args:
           x: integers[T, N], bytes.
           state: (c, h), as `initial_state`.
-          keep_prob: probability that dropout keeps an output.
-          seed: of dropout, two integers; needed if keep_prob is below 1.
+          dropout, update_dropout: shares of the outputs, and of the cell's updates, set to zero.
+          seed: of dropout, two integers; needed if there is any.
+          recompute: as in `mlstm_sequence`.
         Returns:
           (logits, state): float32[T, N, 256], and the state after the window.
         """
-        outputs, state = mlstm_sequence(self._embed(x), state, self._cells(), self.config)
-        if keep_prob < 1:
-            outputs, _ = dropout(outputs, keep_prob, seed=seed)
+        outputs, state = mlstm_sequence(
+            self._embed(x), state, self._cells(), self.config, 1 - update_dropout, seed, recompute
+        )
+        if dropout > 0:  # the steps have the seeds with 0 to T - 1 folded in
+            seed = tf.random.experimental.stateless_fold_in(seed, x.shape[0])
+            outputs, _ = ewops.dropout(outputs, 1 - dropout, seed=seed)
         return self._logits(outputs), state
 
     def loss(self, x, y, state, **options):
@@ -104,9 +108,11 @@ class LanguageModel(tf.Module):
 
     def _logits(self, outputs):
         w, b = self.parameters["softmax_w"], self.parameters["softmax_b"]
-        outputs = tf.cast(outputs, tf.float32)
-        axes = [[0], [0]] if self.config.feature_axis == 0 else [[outputs.shape.rank - 1], [0]]
-        return tf.tensordot(outputs, w, axes) + b
+        first = self.config.feature_axis == 0
+        others = tf.shape(outputs)[1:] if first else tf.shape(outputs)[:-1]
+        outputs = tf.reshape(outputs, [-1, w.shape[0]][:: -1 if first else 1])
+        logits = tf.matmul(tf.cast(outputs, tf.float32), w, transpose_a=first) + b
+        return tf.reshape(logits, tf.concat([others, [VOCABULARY]], axis=0))
 
 
 # ---- from flags ----

@@ -17,7 +17,9 @@ class Progress:
 
     def __init__(self, total, done, tokens):
         self._total, self._done, self._tokens = total, done, tokens
-        self._begin = None  # after the first step, which builds the graph
+        self._begin = self._now = (
+            None  # of what is timed: after the first step, which builds graphs
+        )
         self._first = done
         self._last_line = 0.0
         self._text = ""
@@ -25,10 +27,10 @@ class Progress:
 
     def update(self, done, text=None):
         """So many steps are done; `text` is shown until there is another."""
-        now = time.perf_counter()
-        if self._begin is None:
-            self._begin, self._first = now, done
+        now = self._now = time.perf_counter()
         self._done = done
+        if self._begin is None:
+            self.restart()
         self._text = text or self._text
         shown = f"{self._text}, {self.speed() or 0:.0f} bytes/s"
         if self._bar is not None:
@@ -40,15 +42,19 @@ class Progress:
             self.print(f"step {done}/{self._total}: {shown}, {left:.0f} s left")
 
     def speed(self):
-        """Bytes per second without the first step, or None until there are two."""
+        """Bytes per second without the first step and pauses, or None until there are two steps."""
         steps = self._done - self._first
-        seconds = time.perf_counter() - self._begin if steps else 0
-        return steps * self._tokens / seconds if seconds else None
+        return steps * self._tokens / (self._now - self._begin) if steps else None
+
+    def restart(self):
+        """Leaves out of the speed what has been so far."""
+        self._begin, self._first = time.perf_counter(), self._done
 
     def pause(self, seconds):
         """Leaves out time that was not training."""
         if self._begin is not None:
             self._begin += seconds
+            self._now += seconds
 
     def print(self, line):
         """Prints a line above the bar."""

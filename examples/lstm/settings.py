@@ -43,6 +43,7 @@ for _type, _name in ((_positive, "integer"), (_count, "integer"), (_positive_num
                      (_share, "number")):  # fmt: skip
     _type.__name__ = _name
 
+DEFAULT_STEPS = 1000
 PATTERNS = "barabasi_albert watts_strogatz watts_strogatz_2d random balanced_random banded"
 
 # name: (default, type or choices, help)
@@ -66,6 +67,7 @@ MODEL = {
     "share-steps": (False, bool, "one set of weights for all internal steps"),
     "forget-bias": (1.0, float, "what the forget gate's bias starts with"),
     "dropout": (0.0, _share, "share of the outputs that training sets to zero"),
+    "update-dropout": (0.0, _share, "share of the cell's updates that training sets to zero"),
     "dtype": (
         "float32",
         ("float32", "bfloat16", "float16"),
@@ -79,7 +81,8 @@ DATA = {
     "files": ("*", str, "which files of a folder, by their names' pattern"),
 }
 TRAINING = {
-    "steps": (1000, _positive, "training steps"),
+    "steps": (None, _positive, f"training steps [{DEFAULT_STEPS}]"),
+    "tokens": (None, _positive, "instead of --steps: training bytes, over all steps and streams"),
     "batch": (64, _positive, "parallel streams of text"),
     "window": (64, _positive, "bytes of a stream in a step, through which gradients go back"),
     "rate": (2e-3, _positive_number, "Adam's learning rate after warm-up"),
@@ -91,6 +94,11 @@ TRAINING = {
     ),
     "beta2": (0.999, _share, "Adam's decay of squared gradients"),
     "clip": (1.0, _positive_number, "largest global norm of the gradients"),
+    "recompute": (
+        0,
+        _count,
+        "to save memory, keep states every so many bytes only and compute the steps between twice",
+    ),
 }
 CONTROL = {
     "save-every": (500, _positive, "steps from one checkpoint to the next"),
@@ -136,9 +144,17 @@ def normalized(values):
     values = dict(values)
     if values.get("data") is not None:
         values["data"] = os.path.abspath(values["data"])
-    if values.get("hidden") is not None and values.get("parameters") is not None:
-        raise UserError("--hidden and --parameters exclude each other")
+    for one, other in (("hidden", "parameters"), ("steps", "tokens")):
+        if values.get(one) is not None and values.get(other) is not None:
+            raise UserError(f"--{one} and --{other} exclude each other")
     return values
+
+
+def num_steps(flags):
+    """Training steps, of --steps or of --tokens."""
+    if flags["tokens"] is None:
+        return flags["steps"] or DEFAULT_STEPS
+    return -(-flags["tokens"] // (flags["batch"] * flags["window"]))
 
 
 def check_unchanged(values, stored, where):

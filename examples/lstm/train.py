@@ -66,17 +66,18 @@ def train(run, text, control):
 
     begin, end = splits["validation"]
     validation = begin, min(end, begin + control["validation-bytes"])
-    tokens = flags["batch"] * flags["window"]
-    bar = progress.Progress(flags["steps"], run.step, tokens)
+    tokens, num_steps = flags["batch"] * flags["window"], settings.num_steps(flags)
+    bar = progress.Progress(num_steps, run.step, tokens)
     board = progress.Board(run.folder / "tensorboard")
     stop = Stop()
     seconds, started = run.about.get("seconds", 0.0), time.perf_counter()
 
     def save(step):
+        paused = time.perf_counter()
+        about = {"seconds": seconds + paused - started, "model": config.get_config()}
         arrays = {**trainer.arrays(), "log/pending": [float(loss) for loss in pending]}
-        elapsed = seconds + time.perf_counter() - started
-        about = {"seconds": elapsed, "model": config.get_config()}
         run.save(step, arrays, about, control["keep"])
+        bar.pause(time.perf_counter() - paused)
 
     def validate(step):
         paused = time.perf_counter()
@@ -90,15 +91,17 @@ def train(run, text, control):
         return bpc
 
     tracer = device.Tracer(run.folder / "profile", control["profile"])
-    result = None
-    for step in range(run.step, flags["steps"]):
-        rate = learning_rate(step, flags)
-        tracer.before(step - run.step)
+    result = loss = None
+    first = run.step
+    for step in range(first, num_steps):
+        rate = learning_rate(step, num_steps, flags)
+        if tracer.before(step - first, loss):
+            bar.restart()
         loss, norm = trainer.step(step, *batches(step), rate)
         pending.append(loss)
         done = step + 1
         shown = None
-        if done % control["log-every"] == 0 or done == flags["steps"]:
+        if done % control["log-every"] == 0 or done == num_steps:
             losses = [float(loss) for loss in pending]
             pending.clear()
             bpc = sum(losses) / len(losses)
@@ -113,12 +116,13 @@ def train(run, text, control):
             board.write(done, **scalars)
             shown = f"{bpc:.3f} bits per character"
         bar.update(done, shown)
-        if done % control["validate-every"] == 0 or done == flags["steps"]:
+        if done % control["validate-every"] == 0 or done == num_steps:
             result = validate(done)
-        if done % control["save-every"] == 0 or done == flags["steps"] or stop.wanted:
+        if done % control["save-every"] == 0 or done == num_steps or stop.wanted:
             save(done)
         if stop.wanted:
             raise errors.UserError(f"stopped after step {done}; the same command continues")
+    tracer.close(loss)
     bar.close()
     board.flush()
     if result is None:
@@ -132,13 +136,14 @@ def describe(text, splits, config, trainer, batches, run):
     densities = sorted({layout.density for layout in config.masks})
     percent = " to ".join(f"{100 * density:.3g}" for density in {densities[0], densities[-1]})
     step = f", from step {run.step} on" if run.step else ""
+    num_steps = settings.num_steps(run.flags)
     return (
         f"text      {text.name}: {len(text):,} bytes ({sizes})\n"
         f"model     {trainer.num_parameters:,} parameters: {config.nhidden} features, "
         f"{config.isteps} internal steps, {percent} % of blocks of {config.block_size}, "
         f"{config.dtype}\n"
-        f"training  {run.flags['steps']} steps of {run.flags['batch']} x {run.flags['window']} "
-        f"bytes, {run.flags['steps'] / batches.steps_per_epoch:.2g} epochs{step}"
+        f"training  {num_steps} steps of {run.flags['batch']} x {run.flags['window']} "
+        f"bytes, {num_steps / batches.steps_per_epoch:.2g} epochs{step}"
     )
 
 
@@ -148,24 +153,28 @@ def summarize(run, text, validation, bpc, trainer, bar, control):
 
     data = text.read(validation[0], validation[1] - validation[0]).tobytes()
     others = compressors.bits_per_character(data)
-    speed = bar.speed()
+    speed, used = bar.speed(), device.report()
     print(f"\nbits per character on {len(data):,} validation bytes")
     print("  untrained  8.000")
     print(f"  model      {bpc:.3f}, trained on {validation[0]:,} other bytes of the text")
     for name, value in others.items():
         print(f"  {name:9s}  {value:.3f}, these bytes alone")
     if speed:
-        print(f"speed      {speed:,.0f} bytes/s without the first step and validations")
+        print(f"speed      {speed:,.0f} bytes/s, graph building, validation and saving left out")
+    if "peak_bytes" in used:
+        print(
+            f"memory     {used['peak_bytes'] / 2**30:.2f} GiB of the {used['device']} at the peak"
+        )
     summary = {
         "validation_bpc": bpc,
         "validation_bytes": len(data),
         "compressors": others,
         "bytes_per_second": speed,
         "parameters": trainer.num_parameters,
-        "steps": run.flags["steps"],
+        "steps": settings.num_steps(run.flags),
         "text": run.about["text"],
         "flags": run.flags,
-        **device.report(),
+        **used,
     }
     run.write_summary(summary)
     if not control["no-pictures"]:

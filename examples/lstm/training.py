@@ -80,7 +80,13 @@ class Trainer:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(list(parameters.values()))
             losses, state = self.model.loss(
-                x, y, state, keep_prob=1 - self._flags["dropout"], seed=seed
+                x,
+                y,
+                state,
+                dropout=self._flags["dropout"],
+                update_dropout=self._flags["update-dropout"],
+                seed=seed,
+                recompute=self._flags["recompute"],
             )
             loss = tf.reduce_mean(losses)
             scaled = self._optimizer.scaled(loss)
