@@ -8,7 +8,7 @@ from blocksparse.ewops import add_n, add_n8, bias_relu, dropout, float_cast
 from blocksparse.l2_norm import l2_normalize
 from blocksparse.layer_norm import layer_norm
 from blocksparse.layout import SparsityLayout
-from blocksparse.lstm import basic_lstm_step, grouped_lstm, grouped_lstm_weights
+from blocksparse.lstm import basic_lstm_step, group_lstm_grads, grouped_lstm, grouped_lstm_weights
 from blocksparse.lstm_gates import concat4, fused_lstm_gates, sparse_relu, split4
 from blocksparse.matmul import (
     BlocksparseMatMul,
@@ -64,6 +64,7 @@ __all__ = [
     "SparseProj",
     # lstm
     "basic_lstm_step",
+    "group_lstm_grads",
     "grouped_lstm",
     "grouped_lstm_weights",
     # mlstm; Keras layers are in blocksparse.layers

@@ -8,7 +8,7 @@ pass. Works in eager mode and in graphs.
 import tensorflow as tf
 
 
-def run_steps(body, tensors, weights, multiply, multiply_dw):
+def run_steps(body, tensors, weights, multiply, multiply_dw, recompute=False):
     """Runs `body` with products whose weight gradients are computed together.
 
     Args:
@@ -19,16 +19,20 @@ def run_steps(body, tensors, weights, multiply, multiply_dw):
       multiply: function (name, x, w) -> y, with the weight called `name`, rounded.
       multiply_dw: function (name, xs, dys) -> gradient of that weight, like it, from the lists of
         all its products' x and gradients of y.
+      recompute: keep the arguments alone, and run `body` again for the gradient, when those of the
+        results are there.
     Returns:
       The list that `body` returns. Its first gradients are supported, in reverse mode.
     """
     names = list(weights)
 
-    @tf.custom_gradient
-    def steps(*args):
-        inputs = args[: len(tensors)]
-        masters = dict(zip(names, args[len(tensors) :], strict=True))
-        values = {name: tf.cast(w, inputs[0].dtype) for name, w in masters.items()}
+    def run(args):
+        """(outputs, inputs, pairs of x and y by name, tape)."""
+        inputs = list(args[: len(tensors)])
+        values = {
+            name: tf.cast(w, inputs[0].dtype)
+            for name, w in zip(names, args[len(tensors) :], strict=True)
+        }
         pairs = {name: [] for name in names}
 
         def product(name, x):
@@ -41,16 +45,23 @@ def run_steps(body, tensors, weights, multiply, multiply_dw):
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
             tape.watch(inputs)
             outputs = body(product, *inputs)
+        return outputs, inputs, pairs, tape
+
+    @tf.custom_gradient
+    def steps(*args):
+        outputs, *rest = run(args)
+        kept = None if recompute else (outputs, *rest)
 
         def gradient(*d_outputs):
+            outputs, inputs, pairs, tape = kept or run(_after(d_outputs, args))
             ys = [[y for _, y in pairs[name]] for name in names]
             d_inputs, dys = tape.gradient(
-                outputs, [list(inputs), ys], list(d_outputs), tf.UnconnectedGradients.ZERO
+                outputs, [inputs, ys], list(d_outputs), tf.UnconnectedGradients.ZERO
             )
             d_weights = [
                 multiply_dw(name, [x for x, _ in pairs[name]], dys[number])
                 if pairs[name]
-                else tf.zeros_like(masters[name])
+                else tf.zeros_like(args[len(tensors) + number])
                 for number, name in enumerate(names)
             ]
             return [*d_inputs, *d_weights]
@@ -58,3 +69,9 @@ def run_steps(body, tensors, weights, multiply, multiply_dw):
         return outputs, gradient
 
     return steps(*tensors, *weights.values())
+
+
+def _after(others, tensors):
+    """The tensors, in a graph not before the others: TensorFlow merges equal ops, but not these."""
+    with tf.control_dependencies(others):
+        return [tf.identity(tensor) for tensor in tensors]

@@ -1,5 +1,7 @@
 """Dense LSTMs with the fused gates of `lstm_gates.py`: one step, and a sequence with layer norm.
 
+Also `group_lstm_grads`, for LSTMs whose loop is the user's own.
+
 gates = [x, h] W                                   i, u, f, o: four quarters
 gates = layer_norm(gates; gain, bias), of each quarter by itself, or gates + bias
 c' = sigmoid(f + forget_bias) c + sigmoid(i) tanh(u)
@@ -9,7 +11,7 @@ h' = sigmoid(o) tanh(c')
 import numpy as np
 import tensorflow as tf
 
-from blocksparse import _checks
+from blocksparse import _checks, _graph_sums
 from blocksparse._step_products import run_steps
 from blocksparse.layer_norm import layer_norm
 from blocksparse.lstm_gates import concat4, fused_lstm_gates, sparse_relu, split4
@@ -20,6 +22,7 @@ __all__ = [
     "basic_lstm_step",
     "concat4",
     "fused_lstm_gates",
+    "group_lstm_grads",
     "grouped_lstm",
     "grouped_lstm_weights",
     "sparse_relu",
@@ -102,7 +105,7 @@ def grouped_lstm(inputs, width, weights, initial_state=None, layernorm=True, for
       TypeError: a dtype is not supported.
       ValueError: a shape does not fit, T is unknown or 0, or weights are missing.
     Source: openai/blocksparse `grouped_lstm`; weights are an argument here instead of a variable
-      scope. Its `group_lstm_grads` has nothing left to do, in TF1 graphs neither.
+      scope. `group_lstm_grads` finds nothing left to do here.
     Example:
       >>> outputs, state = grouped_lstm(tf.ones([2, 5, 3]), 8, grouped_lstm_weights(3, 8))
       >>> outputs.shape.as_list()
@@ -148,6 +151,91 @@ def grouped_lstm(inputs, width, weights, initial_state=None, layernorm=True, for
         body, [inputs, *state, *gains], {"kernel": kernel}, lambda _, x, w: x @ w, kernel_gradient
     )
     return outputs, (c, h)
+
+
+def group_lstm_grads(grads, params, scope="grouped_lstm", group_size=None):
+    """Replaces the products of many time steps in the gradients of dense kernels by one each.
+
+    dW = sum_t x_t^T dy_t = [x_1; x_2; ...]^T [dy_1; dy_2; ...]
+
+    For loops that are unrolled in a graph, around `basic_lstm_step`, `FusedBasicLSTMCell` or any
+    other cell that multiplies [N, C] by its kernel in every step. The graph's ops are not changed,
+    and those no longer needed are never run. `grouped_lstm` needs none of this, also in eager code.
+
+    Args:
+      grads: list of symbolic gradients of params, as `tf.gradients` or a tape inside `tf.function`
+        returns them. Entries are replaced in the list.
+      params: list of variables or tensors.
+      scope: of the params whose names hold both this and "kernel". None: all params, whatever their
+        names.
+      group_size: time steps in one product; None for all.
+    Returns:
+      grads, the same list. Sums over the steps of a group are in float32, for 16-bit products too.
+      Gradients of fewer than two products, and None, stay as they are.
+    Raises:
+      TypeError: grads is not a list, or a gradient is eager.
+      ValueError: group_size is not positive, grads and params differ in length, or no name holds
+        scope and "kernel".
+    Source: openai/blocksparse `group_lstm_grads`, which took the first such kernel alone.
+    Example:
+      >>> @tf.function
+      ... def gradients(xs, kernel):
+      ...     c = h = tf.zeros([2, 4])
+      ...     for x in tf.unstack(xs):
+      ...         c, h = basic_lstm_step(x, (c, h), kernel, tf.zeros(16))
+      ...     return group_lstm_grads(tf.gradients(h, [kernel]), [kernel], scope=None)
+      >>> gradients(tf.ones([5, 2, 3]), tf.ones([7, 16]))[0].shape.as_list()
+      [7, 16]
+    """
+    who = "group_lstm_grads"
+    if not isinstance(grads, list):
+        raise TypeError(
+            f"{who}: grads must be a list, whose entries are replaced. Received: "
+            f"{type(grads).__name__}"
+        )
+    if group_size is not None and group_size < 1:
+        raise ValueError(f"{who}: group_size must be 1 or more, or None. Received: {group_size}")
+    if len(grads) != len(params):
+        raise ValueError(
+            f"{who}: grads and params must be of the same length. Received: {len(grads)} and "
+            f"{len(params)}"
+        )
+    chosen = range(len(params))
+    if scope is not None:
+        names = [getattr(param, "path", None) or param.name for param in params]
+        chosen = [i for i in chosen if scope in names[i] and "kernel" in names[i]]
+        if not chosen:
+            raise ValueError(
+                f"{who}: a param must have {scope!r} and 'kernel' in its name, or scope be None. "
+                f"Received: {', '.join(names)}"
+            )
+    for i in chosen:
+        if grads[i] is not None:
+            _graph_sums.check_symbolic(who, grads[i], "eager code calls grouped_lstm")
+            grads[i] = _graph_sums.regrouped(grads[i], "MatMul", _add_products, group_size)
+    return grads
+
+
+def _add_products(products, group_size, dtype):
+    """Sums of MatMul ops, those of one form together: their inputs joined where they are summed."""
+    alike = {}
+    for product in products:
+        form = tuple(product.get_attr(name) for name in ("transpose_a", "transpose_b", "T"))
+        alike.setdefault(form, []).append(product)
+    sums = []
+    for (transpose_a, transpose_b, _), found in alike.items():
+        for first in range(0, len(found), group_size or len(found)):
+            group = found[first : first + (group_size or len(found))]
+            if len(group) == 1:
+                sums.append(group[0].outputs[0])
+                continue
+            a = tf.concat([op.inputs[0] for op in group], 0 if transpose_a else 1)
+            b = tf.concat([op.inputs[1] for op in group], 1 if transpose_b else 0)
+            if a.dtype in _checks.DTYPES:
+                a, b = (tf.cast(tensor, tf.float32) for tensor in (a, b))
+            y = tf.matmul(a, b, transpose_a=transpose_a, transpose_b=transpose_b)
+            sums.append(tf.cast(y, dtype))
+    return sums
 
 
 def _stacked(who, inputs):

@@ -11,12 +11,10 @@ Eager code has no graph to search: keep the pairs and call `matmul_ops.matmul_dw
 
 import tensorflow as tf
 
-from blocksparse import _checks
+from blocksparse import _checks, _graph_sums
 from blocksparse.matmul_ops import matmul_dw, op_attrs, sum_products
 
-_SUMS = ("AddN", "AddV2", "Add")
-# What else may lie between a product and the parameter: ops linear in their first input.
-_LINEAR = ("Cast", "Identity", "BlocksparseL2NormalizeGrad", "BlocksparseMatmulDG")
+_PRODUCT = "BlocksparseMatmulDW"
 
 
 def group_param_grads(param_grad, group_size=8):
@@ -33,15 +31,14 @@ def group_param_grads(param_grad, group_size=8):
     Raises:
       TypeError: param_grad is eager.
       ValueError: group_size is out of range.
-    Source: openai/blocksparse `group_param_grads`, which rewrote the graph in place.
+    Source: openai/blocksparse `group_param_grads`, which rewrote the graph in place. For dense
+      weights see `lstm.group_lstm_grads`.
     """
     who = "group_param_grads"
     if not 1 <= group_size <= 128:
         raise ValueError(f"{who}: group_size must be 1 to 128. Received: {group_size}")
     _check_symbolic(who, param_grad)
-    if len(_find_products(param_grad)) < 2:
-        return param_grad
-    return _grouped_sum(_terms(param_grad), group_size, param_grad.dtype)
+    return _graph_sums.regrouped(param_grad, _PRODUCT, _add_products, group_size)
 
 
 def get_bsmm_dx_ops(param_grad):
@@ -53,7 +50,7 @@ def get_bsmm_dx_ops(param_grad):
     """
     _check_symbolic("get_bsmm_dx_ops", param_grad)
     found = []
-    for product in _find_products(param_grad):
+    for product in _graph_sums.find_products(param_grad, _PRODUCT):
         _, dys, _, lut, plan = _inputs(product)
         for dy in dys:
             candidates = [
@@ -86,7 +83,7 @@ def block_reduced_full_dw(param_grad, scale=1.0, norm="max", group_size=8):
     """
     del group_size
     _check_symbolic("block_reduced_full_dw", param_grad)
-    products = _find_products(param_grad)
+    products = _graph_sums.find_products(param_grad, _PRODUCT)
     if not products:
         raise ValueError(
             "block_reduced_full_dw: a gradient of block-sparse weights is needed. "
@@ -174,6 +171,10 @@ def dw_matmul_large_n(x, dy):
 # ---- searching and rebuilding ----
 
 
+def _check_symbolic(who, tensor):
+    _graph_sums.check_symbolic(who, tensor, "eager code calls matmul_dw with lists of x and dy")
+
+
 def _inputs(product):
     """(xs, dys, gates, lut, plan) of a BlocksparseMatmulDW op."""
     num_pairs = product.get_attr("num_pairs")
@@ -182,82 +183,7 @@ def _inputs(product):
     return inputs[:num_pairs], inputs[num_pairs : 2 * num_pairs], gates, inputs[-2], inputs[-1]
 
 
-def _check_symbolic(who, tensor):
-    if not hasattr(tensor, "op") or tf.executing_eagerly():
-        raise TypeError(
-            f"{who}: a symbolic tensor is needed (a TF1 graph, or inside tf.function); eager code "
-            f"calls matmul_dw with lists of x and dy. Received: {type(tensor).__name__}"
-        )
-
-
-def _terms(tensor):
-    """The terms of nested sums."""
-    terms, to_visit = [], [tensor]
-    while to_visit:
-        term = to_visit.pop()
-        if term.op.type in _SUMS:
-            to_visit += list(term.op.inputs)[::-1]
-        else:
-            terms.append(term)
-    return terms
-
-
-def _find_products(tensor):
-    """The BlocksparseMatmulDW ops whose sum `tensor` is, up to linear ops."""
-    products = []
-    for term in _terms(tensor):
-        if term.op.type == "BlocksparseMatmulDW":
-            products.append(term.op)
-        elif term.op.type in _LINEAR:
-            products += _find_products(term.op.inputs[0])
-    return products
-
-
-def _grouped_sum(terms, group_size, dtype):
-    """The sum of `terms` in `dtype`, with the products in them grouped."""
-    products, linear, others = [], {}, []
-    for term in terms:
-        if term.op.type == "BlocksparseMatmulDW":
-            products.append(term.op)
-        elif term.op.type in _LINEAR and _find_products(term):
-            linear.setdefault(_linear_key(term), []).append(term)
-        else:
-            others.append(term)
-    sums = _group(products, group_size, dtype)
-    sums += [_sum_behind_linear(alike, group_size) for alike in linear.values()]
-    total = tf.add_n([tf.cast(term, dtype) for term in sums])
-    for other in others:  # not by add_n: they may broadcast
-        total += tf.cast(other, dtype)
-    return total
-
-
-def _linear_key(term):
-    """Equal for terms L(a) and L(b) with L(a) + L(b) = L(a + b)."""
-    op = term.op
-    attrs = tuple((name, attr.SerializeToString()) for name, attr in sorted(_attrs(op).items()))
-    return op.type, term.value_index, attrs, tuple(tensor.ref() for tensor in op.inputs[1:])
-
-
-def _sum_behind_linear(alike, group_size):
-    """L(a) + L(b) + ... as L(a + b + ...), the inner sum grouped."""
-    op = alike[0].op
-    terms = [term for tensor in alike for term in _terms(tensor.op.inputs[0])]
-    if len(alike) == 1 and len(_find_products(alike[0])) < 2:
-        return alike[0]
-    if op.type == "Cast" and alike[0].dtype == tf.float32:  # the products can be float32 themselves
-        return _grouped_sum(terms, group_size, tf.float32)
-    inputs = [_grouped_sum(terms, group_size, op.inputs[0].dtype), *op.inputs[1:]]
-    copy = op.graph.create_op(
-        op.type,
-        inputs,
-        [output.dtype for output in op.outputs],
-        attrs=_attrs(op),
-        name=f"{op.name}/grouped",
-    )
-    return copy.outputs[alike[0].value_index]
-
-
-def _group(products, group_size, dtype):
+def _add_products(products, group_size, dtype):
     """Sums of the products, those of one form and gate together."""
     alike = {}
     for product in products:
@@ -280,10 +206,6 @@ def _group(products, group_size, dtype):
             attrs = op_attrs(product)
             sums.append(sum_products(list(xs), list(dys), gates, lut, plan, dtype, attrs))
     return sums
-
-
-def _attrs(op):
-    return {name: op.node_def.attr[name] for name in op.node_def.attr if not name.startswith("_")}
 
 
 __all__ = [

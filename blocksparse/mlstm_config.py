@@ -17,6 +17,29 @@ GATES = ("i", "f", "o", "u")
 
 
 @dataclasses.dataclass(frozen=True)
+class DenseLayout:
+    """Of a weight that is one matrix [in_features, out_features]; like `SparsityLayout` otherwise.
+
+    What stores all blocks needs no blocks: its product is TensorFlow's.
+    """
+
+    in_features: int
+    out_features: int
+
+    @property
+    def w_shape(self):
+        return self.in_features, self.out_features
+
+    def to_dense(self, w):
+        """The weight itself."""
+        return np.asarray(w).reshape(self.w_shape)
+
+    def from_dense(self, dense, allow_loss=False):
+        """The matrix itself."""
+        return self.to_dense(dense)
+
+
+@dataclasses.dataclass(frozen=True)
 class MLSTMConfig:
     """Sizes and masks of an mLSTM with internal steps; immutable, equal by content, hashable.
 
@@ -42,8 +65,8 @@ class MLSTMConfig:
         nproj_in increasing integers, such as range(0, nhidden, 2), instead of random ones. Become
         tuples, or None if these are all features.
     Attributes:
-      layouts: `SparsityLayout` of each product, by the name of its weights: m, a, h0, ..., i, f, o,
-        u. m and a are dense, in the largest blocks of 8 to 32 that fit.
+      layouts: of each product, by the name of its weights: m, a, h0, ..., i, f, o, u. A
+        `SparsityLayout`, or `DenseLayout` for m, a and masks that store all blocks.
       weight_shapes: shape by name: w_m, g_m, b_m, w_a, ... w are weights, g and b the gains and
         biases of the layer norms.
       num_parameters: their number of elements.
@@ -53,7 +76,7 @@ class MLSTMConfig:
     Example:
       >>> config = MLSTMConfig(nhidden=1024, nembd=64, masks="ba_2", nproj_in=512)
       >>> config.weight_shapes["w_m"], config.weight_shapes["g_i"], config.num_parameters
-      ((32, 32, 32), (1024,), 1505280)
+      ((64, 512), (1024,), 1505280)
     """
 
     nhidden: int
@@ -176,10 +199,13 @@ class MLSTMConfig:
 
     @functools.cached_property
     def layouts(self):
-        block = next(b for b in (32, 16, 8) if self.nembd % b == self.nproj_in % b == 0)
-        dense = SparsityLayout(np.ones((self.nembd // block, self.nproj_in // block), bool), block)
-        steps = dict(zip(self.step_names, self.masks, strict=False))
-        return {"m": dense, "a": dense, **steps, **dict.fromkeys(GATES, self.masks[-1])}
+        inputs = DenseLayout(self.nembd, self.nproj_in)
+        square = [
+            DenseLayout(self.nhidden, self.nhidden) if layout.mask.all() else layout
+            for layout in self.masks
+        ]
+        steps = dict(zip(self.step_names, square, strict=False))
+        return {"m": inputs, "a": inputs, **steps, **dict.fromkeys(GATES, square[-1])}
 
     @functools.cached_property
     def weight_shapes(self):

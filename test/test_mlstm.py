@@ -274,7 +274,25 @@ def test_each_weight_has_one_product_over_all_steps(rng):
 
     ops = run.get_concrete_function(*tensors).graph.get_operations()
     pairs = [op.get_attr("num_pairs") for op in ops if op.type == "BlocksparseMatmulDW"]
-    assert sorted(pairs) == [1, 1] + [TIME * config.lsteps] * (config.isteps + 4)
+    assert pairs == [TIME * config.lsteps] * (config.isteps + 4)
+
+
+@axes
+def test_dense_products_are_those_of_tensorflow(feature_axis, rng):
+    """And one for the gradient of each weight, over all time steps."""
+    config, tensors = make(rng, "dense", feature_axis)
+
+    @tf.function
+    def run(*tensors):
+        with tf.GradientTape() as tape:
+            tape.watch(tensors)
+            outputs, _, _ = sequence(config)(*tensors)
+        return tape.gradient(outputs, tensors)
+
+    ops = run.get_concrete_function(*tensors).graph.get_operations()
+    assert not [op for op in ops if op.type.startswith("BlocksparseMatmul")]
+    count = config.isteps + 4
+    assert sum(op.type == "MatMul" for op in ops) == 2 * count * TIME + count + 2 * 3
 
 
 @pytest.mark.parametrize("mode", ["eager", "function"])

@@ -47,10 +47,13 @@ def test_one_mask_or_a_dict_of_masks():
     assert [layout.num_blocks for layout in config(masks=names).masks] == [10, 16, 10, 4]
 
 
-def test_input_layouts_are_dense_in_the_largest_blocks_that_fit():
-    assert config().layouts["m"].block_size == 16
-    assert config(nproj_in=24).layouts["a"].block_size == 8
-    assert config(nembd=64).layouts["a"].w_shape == (4, 32, 32)
+def test_weights_of_inputs_and_of_full_masks_are_matrices():
+    names = {"h0": "ba_1", "h1": "dense", "h2": np.ones((4, 4)), "gates": np.eye(4)}
+    shapes = config(nproj_in=24, masks=names).weight_shapes
+    assert shapes["w_m"] == shapes["w_a"] == (16, 24)
+    assert shapes["w_h1"] == shapes["w_h2"] == (64, 64)
+    assert shapes["w_i"] == (4, 16, 16)
+    assert len(shapes["w_h0"]) == 3
 
 
 def test_number_of_parameters():
@@ -72,9 +75,9 @@ def test_chosen_features():
 def test_weights_start_as_identities():
     weights = mlstm_weights(config(masks="ba_1", forget_bias=2.0))
     for name, layout in config(masks="ba_1").layouts.items():
-        if name not in "ma":
-            dense = layout.to_dense(weights[f"w_{name}"].numpy())
-            np.testing.assert_array_equal(dense, np.eye(64))
+        dense = layout.to_dense(weights[f"w_{name}"].numpy())
+        expected = np.tile(np.eye(16), 4) if name in "ma" else np.eye(64)
+        np.testing.assert_array_equal(dense, expected)
         np.testing.assert_array_equal(weights[f"g_{name}"], 1.0)
         np.testing.assert_array_equal(weights[f"b_{name}"], 2.0 if name == "f" else 0.0)
     assert mlstm_weights(config(), "bfloat16")["w_i"].dtype == tf.bfloat16

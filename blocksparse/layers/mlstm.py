@@ -23,25 +23,33 @@ class MLSTMCell(keras.layers.Layer):
     Args:
       config: MLSTMConfig. Its dtype is replaced by the compute dtype of this layer's policy. Saved
         with the layer, with all masks.
+      dropout: share of the update u that is dropped in training, in [0, 1), other elements in each
+        step.
+      seed: of the dropped elements, an integer; None for a random one.
       **kwargs: of `keras.layers.Layer`: name, dtype (a policy, such as "mixed_bfloat16"), ...
     Attributes:
       config, state_size, output_size.
     Raises:
       TypeError: config is not an MLSTMConfig.
-      ValueError: the policy's compute dtype is not supported; the input has not nembd features.
+      ValueError: the policy's compute dtype is not supported; the input has not nembd features;
+        dropout is out of range.
     Example:
       >>> cell = MLSTMCell(MLSTMConfig(nhidden=32, nembd=16, isteps=2, block_size=8))
       >>> keras.layers.RNN(cell)(tf.ones([4, 6, 16])).shape.as_list()
       [4, 32]
     """
 
-    def __init__(self, config, **kwargs):
+    def __init__(self, config, dropout=0.0, seed=None, **kwargs):
         if not isinstance(config, MLSTMConfig):
             raise TypeError(
                 f"MLSTMCell: config must be an MLSTMConfig. Received: {type(config).__name__}"
             )
+        if not 0 <= dropout < 1:
+            raise ValueError(f"MLSTMCell: dropout must be in [0, 1). Received: {dropout}")
         super().__init__(**kwargs)
         self.supports_jit = False  # XLA does not know custom ops
+        self.dropout, self.seed = dropout, seed
+        self.seed_generator = keras.random.SeedGenerator(seed) if dropout else None
         self.config = dataclasses.replace(config, dtype=self.compute_dtype)
         self.state_size = [config.nhidden, config.nhidden]
         self.output_size = config.nhidden
@@ -67,16 +75,27 @@ class MLSTMCell(keras.layers.Layer):
         """(h, [h, c]) from inputs [N, nembd] and states [h, c], [N, nhidden] each."""
         x, h, c = (_turned(tensor, self.config) for tensor in (inputs, *states))
         x_proj = mlstm_inputs(x, self.params, self.config)
-        state = mlstm_cell(x_proj, (c, h), self.params, self.config)
+        state = mlstm_cell(x_proj, (c, h), self.params, self.config, **self.dropping(training))
         c, h = (_turned(tensor, self.config) for tensor in state)
         return h, [h, c]
+
+    def dropping(self, training):
+        """What the functions need to know of this call's dropout: nothing, or a new seed."""
+        if not (training and self.dropout):
+            return {}
+        return {"keep_prob": 1 - self.dropout, "seed": tf.cast(self.seed_generator.next(), "int64")}
 
     def get_initial_state(self, batch_size=None):
         """Zeros [h, c]."""
         return [tf.zeros([batch_size, size], self.compute_dtype) for size in self.state_size]
 
     def get_config(self):
-        return {**super().get_config(), "config": self.config.get_config()}
+        return {
+            **super().get_config(),
+            "config": self.config.get_config(),
+            "dropout": self.dropout,
+            "seed": self.seed,
+        }
 
     @classmethod
     def from_config(cls, config):
@@ -92,10 +111,12 @@ class MLSTM(keras.layers.Layer):
     the next, pass what `return_state` returned.
 
     Args:
-      config: as of `MLSTMCell`.
+      config, dropout, seed: as of `MLSTMCell`.
       return_sequences: True returns h of all steps, [N, T, nhidden], False of the last, [N,
         nhidden].
       return_state: True returns (that, h, c), with the last state.
+      recompute: as of `mlstm_sequence`: how many steps are computed twice at a time, to save memory
+        in training; 0 for none.
       **kwargs: of `keras.layers.Layer`.
     Attributes:
       cell: the `MLSTMCell` with the weights.
@@ -107,10 +128,20 @@ class MLSTM(keras.layers.Layer):
       [4, 32]
     """
 
-    def __init__(self, config, return_sequences=False, return_state=False, **kwargs):
+    def __init__(
+        self,
+        config,
+        return_sequences=False,
+        return_state=False,
+        dropout=0.0,
+        seed=None,
+        recompute=0,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         self.supports_jit = False
-        self.cell = MLSTMCell(config, dtype=self.dtype_policy, name="cell")
+        self.cell = MLSTMCell(config, dropout, seed, dtype=self.dtype_policy, name="cell")
+        self.recompute = recompute
         self.return_sequences = return_sequences
         self.return_state = return_state
 
@@ -131,7 +162,10 @@ class MLSTM(keras.layers.Layer):
             h, c = (_turned(tensor, config) for tensor in initial_state)
             state = c, h
         x = tf.transpose(tf.cast(sequences, config.dtype), there)
-        outputs, state = mlstm_sequence(x, state, self.cell.params, config)
+        dropping = self.cell.dropping(training)
+        outputs, state = mlstm_sequence(
+            x, state, self.cell.params, config, **dropping, recompute=self.recompute
+        )
         c, h = (_turned(tensor, config) for tensor in state)
         result = tf.transpose(outputs, back) if self.return_sequences else h
         return (result, h, c) if self.return_state else result
@@ -148,6 +182,9 @@ class MLSTM(keras.layers.Layer):
             "config": self.cell.config.get_config(),
             "return_sequences": self.return_sequences,
             "return_state": self.return_state,
+            "dropout": self.cell.dropout,
+            "seed": self.cell.seed,
+            "recompute": self.recompute,
         }
 
     @classmethod

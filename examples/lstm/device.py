@@ -1,0 +1,69 @@
+"""TensorFlow's settings for a run, its traces and what it says about the device."""
+
+import tensorflow as tf
+
+
+def prepare(threads=0):
+    """Makes results repeat bit for bit, and sets the number of CPU threads (0: all).
+
+    To be called before TensorFlow is used.
+    """
+    tf.config.experimental.enable_op_determinism()
+    if threads:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(threads)
+    for gpu in tf.config.list_physical_devices("GPU"):
+        tf.config.experimental.set_memory_growth(gpu, True)
+
+
+def report():
+    """{"device": name}, and of GPUs "devices", their number, and "peak_bytes", of one's memory."""
+    gpus = tf.config.list_physical_devices("GPU")
+    if not gpus:
+        return {"device": "CPU"}
+    name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
+    peaks = [
+        tf.config.experimental.get_memory_info(f"GPU:{number}")["peak"]
+        for number in range(len(gpus))
+    ]
+    return {"device": name, "devices": len(gpus), "peak_bytes": max(peaks)}
+
+
+class Tracer:
+    """Traces some steps of a run, from the fourth on: the first ones build graphs.
+
+    Args:
+      folder: where TensorFlow's profiler writes.
+      steps: to trace; 0 traces none.
+    """
+
+    FIRST = 3
+
+    def __init__(self, folder, steps):
+        self._folder, self._steps = folder, steps
+        self._is_on = False
+
+    def before(self, number, last):
+        """To be called before each step, with its number in this process and the last loss.
+
+        Returns:
+          Whether a trace ended here.
+        """
+        if self._steps and number == self.FIRST:
+            float(last)  # so that no step before is traced
+            # Level 3 has all ops of the CPU; of a GPU's kernels, 1 has as many.
+            level = 1 if tf.config.list_physical_devices("GPU") else 3
+            options = tf.profiler.experimental.ProfilerOptions(host_tracer_level=level)
+            tf.profiler.experimental.start(str(self._folder), options)
+            self._is_on = True
+        ends = self._is_on and number == self.FIRST + self._steps
+        if ends:
+            self.close(last)
+        return ends
+
+    def close(self, last):
+        """Ends the trace, if it is on: to be called after the last step too."""
+        if self._is_on:
+            float(last)
+            tf.profiler.experimental.stop()
+            self._is_on = False

@@ -1,0 +1,212 @@
+"""Trains a byte-level language model, a block-sparse multiplicative LSTM, on any text.
+
+    python examples/lstm/train.py --out runs/first
+    python examples/lstm/train.py --out runs/wiki --data enwik8 --parameters 11e6 --density 0.03
+
+The same command continues a run that was interrupted, at any moment and by whatever; on a CPU the
+losses are then those of a run that was not, bit for bit.
+"""
+
+import argparse
+import os
+import signal
+import time
+
+import compressors
+import corpus
+import errors
+import progress
+import runs
+import settings
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+def main():
+    """Parses the flags and trains."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", default="runs/default", help="folder of the run [runs/default]")
+    settings.add_flags(
+        parser,
+        ("model", settings.MODEL),
+        ("text", settings.DATA),
+        ("training", settings.TRAINING),
+        ("control; may change when a run is continued", settings.CONTROL),
+    )
+    namespace = parser.parse_args()
+    control = settings.with_defaults(settings.given(namespace, settings.CONTROL), settings.CONTROL)
+    run = runs.Run(namespace.out, settings.given(namespace, settings.STORED))
+    text = corpus.open_text(run.flags["data"], run.flags["files"])
+    run.check_text(text)
+    train(run, text, control)
+
+
+def train(run, text, control):
+    """Trains from run.step to the last step, and sums up."""
+    import device
+    import model
+    from optimizer import learning_rate
+    from training import Trainer
+
+    device.prepare(control["threads"])
+    flags, splits = run.flags, text.splits()
+    batches = corpus.Batches(text, *splits["train"], flags["batch"], flags["window"])
+    config = model.stored_config(run.about) or model.config_of(flags)
+    trainer = Trainer(config, flags)
+    if run.arrays is not None:
+        pending = run.arrays.pop("log/pending").tolist()
+        trainer.restore(run.arrays, f"the checkpoint of step {run.step}")
+    else:
+        pending = []
+    print(describe(text, splits, config, trainer, batches, run), flush=True)
+    if not control["no-pictures"]:
+        draw_layouts(config, run.folder)
+
+    begin, end = splits["validation"]
+    validation = begin, min(end, begin + control["validation-bytes"])
+    tokens, num_steps = flags["batch"] * flags["window"], settings.num_steps(flags)
+    bar = progress.Progress(num_steps, run.step, tokens)
+    board = progress.Board(run.folder / "tensorboard")
+    stop = Stop()
+    seconds, started = run.about.get("seconds", 0.0), time.perf_counter()
+
+    def save(step):
+        paused = time.perf_counter()
+        about = {"seconds": seconds + paused - started, "model": config.get_config()}
+        arrays = {**trainer.arrays(), "log/pending": [float(loss) for loss in pending]}
+        run.save(step, arrays, about, control["keep"])
+        bar.pause(time.perf_counter() - paused)
+
+    def validate(step):
+        paused = time.perf_counter()
+        bpc = trainer.evaluate(
+            corpus.evaluation_batches(text, *validation, flags["batch"], flags["window"])
+        )
+        run.log.write(step=step, tokens=step * tokens, validation_bpc=bpc)
+        board.write(step, validation_bpc=bpc)
+        bar.print(f"step {step}: validation {bpc:.3f} bits per character")
+        bar.pause(time.perf_counter() - paused)
+        return bpc
+
+    tracer = device.Tracer(run.folder / "profile", control["profile"])
+    result = loss = None
+    first = run.step
+    for step in range(first, num_steps):
+        rate = learning_rate(step, num_steps, flags)
+        if tracer.before(step - first, loss):
+            bar.restart()
+        loss, norm = trainer.step(step, *batches(step), rate)
+        pending.append(loss)
+        done = step + 1
+        shown = None
+        if done % control["log-every"] == 0 or done == num_steps:
+            losses = [float(loss) for loss in pending]
+            pending.clear()
+            bpc = sum(losses) / len(losses)
+            if not bpc < float("inf"):
+                raise errors.UserError(
+                    f"the loss is {bpc} at step {done}: training has diverged. A smaller --rate or "
+                    "--clip, or a longer --warmup may help"
+                )
+            elapsed = seconds + time.perf_counter() - started
+            scalars = {"bpc": bpc, "rate": rate, "norm": float(norm)}
+            run.log.write(step=done, tokens=done * tokens, seconds=round(elapsed, 3), **scalars)
+            board.write(done, **scalars)
+            shown = f"{bpc:.3f} bits per character"
+        bar.update(done, shown)
+        if done % control["validate-every"] == 0 or done == num_steps:
+            result = validate(done)
+        if done % control["save-every"] == 0 or done == num_steps or stop.wanted:
+            save(done)
+        if stop.wanted:
+            raise errors.UserError(f"stopped after step {done}; the same command continues")
+    tracer.close(loss)
+    bar.close()
+    board.flush()
+    if result is None:
+        result = validate(run.step)
+    summarize(run, text, validation, result, trainer, bar, control)
+
+
+def describe(text, splits, config, trainer, batches, run):
+    """What will be trained on what, in some lines."""
+    sizes = ", ".join(f"{name} {end - begin:,}" for name, (begin, end) in splits.items())
+    densities = sorted({layout.density for layout in config.masks})
+    percent = " to ".join(f"{100 * density:.3g}" for density in {densities[0], densities[-1]})
+    step = f", from step {run.step} on" if run.step else ""
+    num_steps = settings.num_steps(run.flags)
+    return (
+        f"text      {text.name}: {len(text):,} bytes ({sizes})\n"
+        f"model     {trainer.num_parameters:,} parameters: {config.nhidden} features, "
+        f"{config.isteps} internal steps, {percent} % of blocks of {config.block_size}, "
+        f"{config.dtype}\n"
+        f"training  {num_steps} steps of {run.flags['batch']} x {run.flags['window']} "
+        f"bytes, {num_steps / batches.steps_per_epoch:.2g} epochs{step}"
+    )
+
+
+def summarize(run, text, validation, bpc, trainer, bar, control):
+    """The table at the end, summary.json and the picture of the curve."""
+    import device
+
+    data = text.read(validation[0], validation[1] - validation[0]).tobytes()
+    others = compressors.bits_per_character(data)
+    speed, used = bar.speed(), device.report()
+    print(f"\nbits per character on {len(data):,} validation bytes")
+    print("  untrained  8.000")
+    print(f"  model      {bpc:.3f}, trained on {validation[0]:,} other bytes of the text")
+    for name, value in others.items():
+        print(f"  {name:9s}  {value:.3f}, these bytes alone")
+    if speed:
+        print(f"speed      {speed:,.0f} bytes/s, graph building, validation and saving left out")
+    if "peak_bytes" in used:
+        print(
+            f"memory     {used['peak_bytes'] / 2**30:.2f} GiB of the {used['device']} at the peak"
+        )
+    summary = {
+        "validation_bpc": bpc,
+        "validation_bytes": len(data),
+        "compressors": others,
+        "bytes_per_second": speed,
+        "parameters": trainer.num_parameters,
+        "steps": settings.num_steps(run.flags),
+        "text": run.about["text"],
+        "flags": run.flags,
+        **used,
+    }
+    run.write_summary(summary)
+    if not control["no-pictures"]:
+        import pictures
+
+        pictures.draw_curve(runs.read_log(run.folder / runs.LOG), others, run.folder / "curve.png")
+    print(f"results    {run.folder}: {', '.join(sorted(p.name for p in run.folder.glob('[!.]*')))}")
+
+
+def draw_layouts(config, folder):
+    """Pictures of the layouts, where matplotlib is there."""
+    try:
+        import pictures
+
+        pictures.draw_layouts(config, folder / "layouts")
+    except ImportError as error:
+        raise errors.UserError(f"{error}. --no-pictures does without") from error
+
+
+class Stop:
+    """`wanted` becomes True at Ctrl-C or SIGTERM, so that a step is ended and saved first."""
+
+    def __init__(self):
+        self.wanted = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._want)
+
+    def _want(self, *_):
+        if self.wanted:
+            raise KeyboardInterrupt
+        self.wanted = True
+
+
+if __name__ == "__main__":
+    errors.run(main)
