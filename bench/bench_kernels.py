@@ -152,7 +152,10 @@ class Case:
         self.samples = samples = case["shape"][2]
         self.lut, self.plan = gpu_tables(layout)
         self.lut = torch.from_numpy(self.lut.copy()).cuda()
-        shape = lambda features: (samples, features) if self.axis == 1 else (features, samples)  # noqa: E731
+
+        def shape(features):
+            return (samples, features) if self.axis == 1 else (features, samples)
+
         size = dtype.itemsize
         sizes = {
             "x": samples * layout.in_features * size,
@@ -326,7 +329,9 @@ def crossing(points):
 
 
 def environment():
-    run = lambda *command: subprocess.run(command, capture_output=True, text=True).stdout.strip()  # noqa: E731
+    def run(*command):
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
     query = "--query-gpu=name,driver_version,clocks.sm,clocks.max.sm"
     return {
         "date": datetime.date.today().isoformat(),

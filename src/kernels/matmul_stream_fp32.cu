@@ -1,3 +1,4 @@
+// The streaming products in Fp32Math.
 #include "src/kernels/matmul_stream.cuh"
 
 namespace blocksparse {
