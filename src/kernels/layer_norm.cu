@@ -35,6 +35,11 @@ __global__ void __launch_bounds__(kSumThreads)
   }
 }
 
+Status SplitsOf(const LayerNormGradArgs& args, int64_t* num_splits) {
+  return args.feature_axis == 1 ? LayerNormRowsSplits(args, num_splits)
+                                : LayerNormColumnsSplits(args, num_splits);
+}
+
 }  // namespace
 
 Status LayerNormGpu(const LayerNormArgs& args, Stream stream) {
@@ -42,17 +47,26 @@ Status LayerNormGpu(const LayerNormArgs& args, Stream stream) {
                                 : LayerNormColumnsGpu(args, stream);
 }
 
-Status LayerNormGradGpuPartials(const LayerNormGradArgs& args, int64_t* partials) {
-  return args.feature_axis == 1 ? LayerNormRowsSplits(args, partials)
-                                : LayerNormColumnsSplits(args, partials);
+Status LayerNormGpuWorkspace(const LayerNormArgs& args, int64_t* floats) {
+  *floats = HasFewColumns(args) ? LayerNormPartFloats(args.features, args.segments, args.batch) : 0;
+  return Status();
+}
+
+Status LayerNormGradGpuWorkspace(const LayerNormGradArgs& args, int64_t* floats) {
+  int64_t num_splits = 0;
+  BLOCKSPARSE_RETURN_IF_ERROR(SplitsOf(args, &num_splits));
+  *floats = num_splits * 2 * args.features;
+  if (HasFewColumns(args)) *floats += LayerNormPartFloats(args.features, args.segments, args.batch);
+  return Status();
 }
 
 Status LayerNormGradGpu(const LayerNormGradArgs& args, Stream stream) {
   SplitArgs<LayerNormGradArgs> p = {args, 0};
-  BLOCKSPARSE_RETURN_IF_ERROR(LayerNormGradGpuPartials(args, &p.num_splits));
+  BLOCKSPARSE_RETURN_IF_ERROR(SplitsOf(args, &p.num_splits));
   BLOCKSPARSE_RETURN_IF_ERROR(args.feature_axis == 1
                                   ? LayerNormRowsGradGpu(args, p.num_splits, stream)
                                   : LayerNormColumnsGradGpu(args, p.num_splits, stream));
+  if (HasFewColumns(args) && p.num_splits == 1) return Status();  // dg and db are complete
   return Launch("LayerNormSumPartialsKernel", LayerNormSumPartialsKernel,
                 CeilDiv(2 * args.features, kWarpSize), kSumThreads, 0, stream, p);
 }

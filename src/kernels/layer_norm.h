@@ -18,7 +18,7 @@
 //   x, y, dy, dx        T[N, K] if feature_axis is 1, T[K, N] if 0; row-major, any alignment of T
 //   g, b, dg, db        float[K]
 //   mean, rstd          float[S, N], on either axis
-//   workspace           float[P, 2, K], P partial sums of dg and db, each over some of the samples
+//   workspace           floats, as many as asked for: partial sums
 //
 // Numerics. Everything is computed in float32. E[x^2] - mean^2 would lose all digits of the
 // variance where |mean| is 1000 times the standard deviation, so the variance is a sum of squares
@@ -59,6 +59,7 @@ struct LayerNormArgs {
   void* y;
   float* mean;
   float* rstd;
+  float* workspace;  // GPU: LayerNormGpuWorkspace, may be null if that is 0. CPU: unused
 };
 
 struct LayerNormGradArgs {
@@ -85,10 +86,12 @@ Status LayerNormGradCpu(const LayerNormGradArgs& args, const ParallelFor& parall
 Status LayerNormGpu(const LayerNormArgs& args, Stream stream);
 Status LayerNormGradGpu(const LayerNormGradArgs& args, Stream stream);
 
-// P; everything but the workspace must be set. It is small beside N: a partial sum is over at least
-// 8 samples (or all, if there are fewer), and there are at most 512.
+// P: the workspace of the CPU's gradient is float[P, 2, K], partial sums of dg and db. Small beside
+// N: each is over at least 8 samples, or all.
 int64_t LayerNormGradCpuPartials(const LayerNormGradArgs& args);
-Status LayerNormGradGpuPartials(const LayerNormGradArgs& args, int64_t* partials);
+// Floats of workspace on a GPU; everything else must be set. Small beside x.
+Status LayerNormGpuWorkspace(const LayerNormArgs& args, int64_t* floats);
+Status LayerNormGradGpuWorkspace(const LayerNormGradArgs& args, int64_t* floats);
 
 }  // namespace blocksparse
 

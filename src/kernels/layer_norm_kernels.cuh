@@ -31,6 +31,8 @@ Status LayerNormRowsGradGpu(const LayerNormGradArgs& args, int64_t num_splits, S
 Status LayerNormColumnsGpu(const LayerNormArgs& args, Stream stream);
 Status LayerNormColumnsSplits(const LayerNormGradArgs& args, int64_t* num_splits);
 Status LayerNormColumnsGradGpu(const LayerNormGradArgs& args, int64_t num_splits, Stream stream);
+// Workspace of the parts of columns, where there are few.
+int64_t LayerNormPartFloats(int64_t features, int64_t segments, int64_t batch);
 
 // Neighbouring values that one instruction moves, if the pointer is aligned to their size.
 template <typename T, int kVector>

@@ -175,7 +175,8 @@ Status LayerNormRowsGpu(const LayerNormArgs& args, Stream stream) {
 
 Status LayerNormRowsSplits(const LayerNormGradArgs& args, int64_t* num_splits) {
   const int64_t samples = SamplesAtATime(args.features / args.segments);
-  *num_splits = NumSplits(args.batch, args.segments, std::max(kMinSamplesOfPartial, samples));
+  const int64_t least = args.batch <= kFewRows ? kMinSamplesOfFewRows : kMinSamplesOfPartial;
+  *num_splits = NumSplits(args.batch, args.segments, std::max(least, samples));
   return Status();
 }
 

@@ -162,6 +162,14 @@ class LayerNormKernel : public OpKernel {
     return absl::OkStatus();
   }
 
+  static absl::Status Allocate(OpKernelContext* context, int64_t floats, Tensor* tensor,
+                               float** workspace) {
+    if (floats == 0) return absl::OkStatus();
+    TF_RETURN_IF_ERROR(context->allocate_temp(tensorflow::DT_FLOAT, {floats}, tensor));
+    *workspace = tensor->flat<float>().data();
+    return absl::OkStatus();
+  }
+
   LayerNormAttrs attrs_;
 };
 
@@ -192,6 +200,10 @@ class LayerNormOp : public LayerNormKernel {
     args.mean = mean->flat<float>().data();
     args.rstd = rstd->flat<float>().data();
     if constexpr (kIsGpu) {
+      int64_t floats = 0;
+      OP_REQUIRES_OK(context, ToAbsl(type_string(), LayerNormGpuWorkspace(args, &floats)));
+      Tensor workspace;
+      OP_REQUIRES_OK(context, Allocate(context, floats, &workspace, &args.workspace));
       OP_REQUIRES_OK(context, ToAbsl(type_string(), LayerNormGpu(args, StreamOf(context))));
     } else {
       OP_REQUIRES_OK(context, ToAbsl(type_string(), LayerNormCpu(args, ParallelForOf(context))));
@@ -223,26 +235,19 @@ class LayerNormGradOp : public LayerNormKernel {
     args.db = db->flat<float>().data();
     Tensor workspace;
     if constexpr (kIsGpu) {
-      int64_t partials = 0;
-      OP_REQUIRES_OK(context, ToAbsl(type_string(), LayerNormGradGpuPartials(args, &partials)));
-      OP_REQUIRES_OK(context, Allocate(context, partials, &workspace, &args));
+      int64_t floats = 0;
+      OP_REQUIRES_OK(context, ToAbsl(type_string(), LayerNormGradGpuWorkspace(args, &floats)));
+      OP_REQUIRES_OK(context, Allocate(context, floats, &workspace, &args.workspace));
       OP_REQUIRES_OK(context, ToAbsl(type_string(), LayerNormGradGpu(args, StreamOf(context))));
     } else {
-      OP_REQUIRES_OK(context, Allocate(context, LayerNormGradCpuPartials(args), &workspace, &args));
+      const int64_t floats = LayerNormGradCpuPartials(args) * 2 * args.features;
+      OP_REQUIRES_OK(context, Allocate(context, floats, &workspace, &args.workspace));
       OP_REQUIRES_OK(context,
                      ToAbsl(type_string(), LayerNormGradCpu(args, ParallelForOf(context))));
     }
   }
 
  private:
-  static absl::Status Allocate(OpKernelContext* context, int64_t partials, Tensor* workspace,
-                               LayerNormGradArgs* args) {
-    TF_RETURN_IF_ERROR(
-        context->allocate_temp(tensorflow::DT_FLOAT, {partials, 2, args->features}, workspace));
-    args->workspace = workspace->flat<float>().data();
-    return absl::OkStatus();
-  }
-
   absl::Status ReadGradInputs(OpKernelContext* context, const Dims& x,
                               LayerNormGradArgs* args) const {
     const Tensor* dy = nullptr;
