@@ -44,11 +44,7 @@ class Tracer:
         self._is_on = False
 
     def before(self, number, last):
-        """To be called before each step, with its number in this process and the last loss.
-
-        Returns:
-          Whether a trace ended here.
-        """
+        """To be called before each step, with its number in this process and the last loss."""
         if self._steps and number == self.FIRST:
             float(last)  # so that no step before is traced
             # Level 3 has all ops of the CPU; of a GPU's kernels, 1 has as many.
@@ -56,13 +52,16 @@ class Tracer:
             options = tf.profiler.experimental.ProfilerOptions(host_tracer_level=level)
             tf.profiler.experimental.start(str(self._folder), options)
             self._is_on = True
-        ends = self._is_on and number == self.FIRST + self._steps
-        if ends:
-            self.close(last)
-        return ends
+
+    def after(self, number, last):
+        """To be called after each step, with its number and loss: whether a trace ended here."""
+        if not self._is_on or number < self.FIRST + self._steps - 1:
+            return False
+        self.close(last)
+        return True
 
     def close(self, last):
-        """Ends the trace, if it is on: to be called after the last step too."""
+        """Ends the trace, if it is on, as after the last step of a run."""
         if self._is_on:
             float(last)
             tf.profiler.experimental.stop()

@@ -26,7 +26,7 @@ KINDS = {
     "optimizer": {"scope": "optimizer/", "op": "ResourceApplyAdam", "kernel": "ApplyAdam"},
     "sparse product": {"op": "BlocksparseMatmul.*", "kernel": "Matmul(Fprop|Dw).*Kernel|SumSplits"},
     "dense product": {
-        "op": "(_Mkl|_)?(Fused|Batch)?MatMul(V2)?|Einsum",
+        "op": "(_Mkl|_)?(Native)?(Fused|Batch)?MatMul(V2)?|Einsum",
         "kernel": "gemm|cutlass|cublas|nvjet|xmma",
     },
     "layer norm": {"op": "BlocksparseLayerNorm.*", "kernel": "LayerNorm"},

@@ -95,9 +95,9 @@ def train(run, text, control):
     first = run.step
     for step in range(first, num_steps):
         rate = learning_rate(step, num_steps, flags)
-        if tracer.before(step - first, loss):
-            bar.restart()
+        tracer.before(step - first, loss)
         loss, norm = trainer.step(step, *batches(step), rate)
+        is_traced = tracer.after(step - first, loss)
         pending.append(loss)
         done = step + 1
         shown = None
@@ -116,6 +116,8 @@ def train(run, text, control):
             board.write(done, **scalars)
             shown = f"{bpc:.3f} bits per character"
         bar.update(done, shown)
+        if is_traced:
+            bar.restart()
         if done % control["validate-every"] == 0 or done == num_steps:
             result = validate(done)
         if done % control["save-every"] == 0 or done == num_steps or stop.wanted:
