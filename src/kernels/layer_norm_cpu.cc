@@ -17,14 +17,15 @@ namespace blocksparse {
 namespace {
 
 constexpr int64_t kTile = 64;          // columns of a tile; a row of it is four cache lines
-constexpr int64_t kPartSamples = 64;   // a part is a multiple of this: whole tiles
+constexpr int64_t kPartRows = 16;      // a part is a multiple of this, or of whole tiles
 constexpr int64_t kMaxParts = 128;     // keeps the workspace small; enough for as many threads
 constexpr int64_t kForwardCycles = 4;  // rough costs of one element, for ParallelFor
 constexpr int64_t kGradCycles = 8;
 
-int64_t SamplesOfPart(int64_t batch) {
-  const int64_t samples = (batch + kMaxParts - 1) / kMaxParts;
-  return std::max<int64_t>(1, (samples + kPartSamples - 1) / kPartSamples) * kPartSamples;
+int64_t SamplesOfPart(const LayerNormGradArgs& args) {
+  const int64_t multiple = args.feature_axis == 1 ? kPartRows : kTile;
+  const int64_t samples = (args.batch + kMaxParts - 1) / kMaxParts;
+  return std::max<int64_t>(1, (samples + multiple - 1) / multiple) * multiple;
 }
 
 // ---- loops over buffers of float32 --------------------------------------------------------------
@@ -238,8 +239,8 @@ BLOCKSPARSE_INLINE void Gradients(const LayerNormGradArgs& args, int64_t index) 
   const int64_t size = args.features / args.segments;
   const int64_t segment = index % args.segments;
   const int64_t part = index / args.segments;
-  const int64_t begin = part * SamplesOfPart(args.batch);
-  const int64_t end = std::min(begin + SamplesOfPart(args.batch), args.batch);
+  const int64_t begin = part * SamplesOfPart(args);
+  const int64_t end = std::min(begin + SamplesOfPart(args), args.batch);
   float* dg = args.workspace + part * 2 * args.features + segment * size;
   float* db = dg + args.features;
   std::fill(dg, dg + size, 0.f);
@@ -276,7 +277,7 @@ void GradientsOfPart(const LayerNormGradArgs& args, int64_t index) {
 }  // namespace
 
 int64_t LayerNormGradCpuPartials(const LayerNormGradArgs& args) {
-  return (args.batch + SamplesOfPart(args.batch) - 1) / SamplesOfPart(args.batch);
+  return (args.batch + SamplesOfPart(args) - 1) / SamplesOfPart(args);
 }
 
 Status LayerNormCpu(const LayerNormArgs& args, const ParallelFor& parallel_for) {
@@ -291,7 +292,7 @@ Status LayerNormCpu(const LayerNormArgs& args, const ParallelFor& parallel_for) 
 Status LayerNormGradCpu(const LayerNormGradArgs& args, const ParallelFor& parallel_for) {
   const int64_t num_parts = LayerNormGradCpuPartials(args);
   const int64_t size = args.features / args.segments;
-  parallel_for(num_parts * args.segments, SamplesOfPart(args.batch) * size * kGradCycles,
+  parallel_for(num_parts * args.segments, SamplesOfPart(args) * size * kGradCycles,
                [&](int64_t begin, int64_t end) {
                  for (int64_t index = begin; index < end; ++index) GradientsOfPart(args, index);
                });
