@@ -148,14 +148,16 @@ class Batches:
       begin, end: the part of it to read.
       batch: N, number of streams.
       window: T, bytes of a stream in one step.
+      streams: range of those to read, by default all.
     Attributes:
       steps_per_epoch.
     Raises:
       UserError: the part is too short for one step.
     """
 
-    def __init__(self, text, begin, end, batch, window):
-        self.text, self.begin, self.batch, self.window = text, begin, batch, window
+    def __init__(self, text, begin, end, batch, window, streams=None):
+        self.text, self.begin, self.window = text, begin, window
+        self.streams = streams or range(batch)
         self.length = (end - begin - 1) // batch
         self.steps_per_epoch = self.length // window
         if self.steps_per_epoch < 1:
@@ -165,37 +167,38 @@ class Batches:
             )
 
     def __call__(self, step):
-        """(x, y, is_first): uint8[T, N], the bytes that follow them, and whether an epoch begins,
-        so that the state of the step before does not belong to them.
+        """(x, y, is_first): uint8[T, len(streams)], the bytes that follow them, and whether an epoch
+        begins, so that the state of the step before does not belong to them.
         """
         number = step % self.steps_per_epoch
-        begins = self.begin + self.length * np.arange(self.batch) + number * self.window
+        begins = self.begin + self.length * np.array(self.streams) + number * self.window
         rows = np.stack([self.text.read(int(begin), self.window + 1) for begin in begins], axis=1)
         return rows[:-1], rows[1:], number == 0
 
 
-def evaluation_batches(text, begin, end, batch, window):
+def evaluation_batches(text, begin, end, batch, window, streams=None):
     """Every byte of a part of a text once, for evaluation.
 
     The part is read in `batch` parallel streams. Each byte is predicted from those before it in its
     stream, and the first of a stream from the byte before it in the text (a zero byte at the start
-    of the text).
+    of the text). `streams`, a range, are those to read, by default all.
 
     Yields:
-      (x, y, weights): uint8[T, N] twice, and float32[T, N]: 1 for each byte of the part, 0 for
-      padding.
+      (x, y, weights): uint8[T, len(streams)] twice, and float32 like them: 1 for each byte of the
+      part, 0 for padding.
     """
     length = -(-(end - begin) // batch)
+    streams = streams or range(batch)
     for start in range(0, length, window):
-        rows = np.zeros((window + 1, batch), np.uint8)
-        weights = np.zeros((window, batch), np.float32)
-        for stream in range(batch):
+        rows = np.zeros((window + 1, len(streams)), np.uint8)
+        weights = np.zeros((window, len(streams)), np.float32)
+        for column, stream in enumerate(streams):
             stream_end = min(begin + (stream + 1) * length, end)
             first = begin + stream * length + start
             count = min(window, stream_end - first)
             if count > 0:
                 before = 0 if first > 0 else 1
                 data = text.read(max(first - 1, 0), count + 1 - before)
-                rows[before : count + 1, stream] = data
-                weights[:count, stream] = 1
+                rows[before : count + 1, column] = data
+                weights[:count, column] = 1
         yield rows[:-1], rows[1:], weights

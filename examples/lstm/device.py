@@ -1,24 +1,40 @@
 """TensorFlow's settings for a run, its traces and what it says about the device."""
 
 import tensorflow as tf
+from errors import UserError
 
 
-def prepare(threads=0):
-    """Makes results repeat bit for bit, and sets the number of CPU threads (0: all).
+def prepare(threads=0, replicas=1):
+    """Makes results repeat bit for bit, and sets up the devices.
 
     To be called before TensorFlow is used.
+
+    Args:
+      threads: of the CPU, 0 for all.
+      replicas: GPUs to use; where there is none, the CPU becomes so many logical devices.
+    Raises:
+      UserError: there are fewer GPUs.
     """
     tf.config.experimental.enable_op_determinism()
     if threads:
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(threads)
-    for gpu in tf.config.list_physical_devices("GPU"):
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus and replicas > len(gpus):
+        raise UserError(f"--replicas={replicas} needs as many GPUs. This machine has {len(gpus)}")
+    tf.config.set_visible_devices(gpus[:replicas], "GPU")
+    for gpu in gpus[:replicas]:
         tf.config.experimental.set_memory_growth(gpu, True)
+    if not gpus and replicas > 1:
+        logical = [tf.config.LogicalDeviceConfiguration()] * replicas
+        tf.config.set_logical_device_configuration(
+            tf.config.list_physical_devices("CPU")[0], logical
+        )
 
 
 def report():
     """{"device": name}, and of GPUs "devices", their number, and "peak_bytes", of one's memory."""
-    gpus = tf.config.list_physical_devices("GPU")
+    gpus = tf.config.get_visible_devices("GPU")
     if not gpus:
         return {"device": "CPU"}
     name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")

@@ -8,6 +8,7 @@ import pathlib
 
 import checkpoint
 import settings
+from cluster import Silent
 from errors import UserError
 
 LOG, SUMMARY = "log.jsonl", "summary.json"
@@ -19,6 +20,8 @@ class Run:
     Args:
       folder: made if it is not there.
       given: {name: value} of `settings.STORED` flags that the command line names.
+      writes: False for all but one of the processes that train together: it reads the checkpoint,
+        and changes nothing.
     Attributes:
       folder: pathlib.Path.
       flags: all `settings.STORED` flags: those of the newest checkpoint, or those given with
@@ -30,9 +33,25 @@ class Run:
         folder cannot be written.
     """
 
-    def __init__(self, folder, given):
+    def __init__(self, folder, given, writes=True):
         self.folder = pathlib.Path(folder)
+        self._writes = writes
         given = settings.normalized(given)
+        if writes:
+            self._take()
+        self.arrays, self.about = None, {}
+        self.flags = settings.with_defaults(given, settings.STORED)
+        if checkpoint.steps_in(self.folder):
+            self.arrays, self.about = checkpoint.load(self.folder)
+            newest = checkpoint.path_of(self.folder, self.about["step"])
+            settings.check_unchanged(given, self.about["flags"], f"the checkpoint {newest}")
+            self.flags = self.about["flags"]
+        self.step = self.about.get("step", 0)
+        if writes:
+            checkpoint.discard_parts(self.folder)
+        self.log = Log(self.folder / LOG, self.step) if writes else Silent()
+
+    def _take(self):
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.folder / ".lock", "a")  # noqa: SIM115
@@ -42,16 +61,6 @@ class Run:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(f"another process trains in {self.folder}") from error
-        self.arrays, self.about = None, {}
-        self.flags = settings.with_defaults(given, settings.STORED)
-        if checkpoint.steps_in(self.folder):
-            self.arrays, self.about = checkpoint.load(self.folder)
-            newest = checkpoint.path_of(self.folder, self.about["step"])
-            settings.check_unchanged(given, self.about["flags"], f"the checkpoint {newest}")
-            self.flags = self.about["flags"]
-        checkpoint.discard_parts(self.folder)
-        self.step = self.about.get("step", 0)
-        self.log = Log(self.folder / LOG, self.step)
 
     def check_text(self, text):
         """Notes which text is used; UserError if it is not that of the checkpoint."""
@@ -68,7 +77,8 @@ class Run:
         """Writes a checkpoint of these arrays, with the flags, and with `about` from now on."""
         self.log.sync()
         self.about |= about
-        checkpoint.save(self.folder, step, arrays, {**self.about, "flags": self.flags}, keep)
+        if self._writes:
+            checkpoint.save(self.folder, step, arrays, {**self.about, "flags": self.flags}, keep)
         self.step = step
 
     def write_summary(self, summary):

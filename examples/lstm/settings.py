@@ -83,7 +83,7 @@ DATA = {
 TRAINING = {
     "steps": (None, _positive, f"training steps [{DEFAULT_STEPS}]"),
     "tokens": (None, _positive, "instead of --steps: training bytes, over all steps and streams"),
-    "batch": (64, _positive, "parallel streams of text"),
+    "batch": (64, _positive, "parallel streams of text, on all replicas together"),
     "window": (64, _positive, "bytes of a stream in a step, through which gradients go back"),
     "rate": (2e-3, _positive_number, "Adam's learning rate after warm-up"),
     "warmup": (100, _count, "steps in which the learning rate rises from 0"),
@@ -107,6 +107,12 @@ CONTROL = {
     "validation-bytes": (262144, _positive, "bytes of the validation text that are used"),
     "log-every": (10, _positive, "steps from one line of the log to the next"),
     "threads": (0, _count, "CPU threads, 0 for all"),
+    "replicas": (
+        1,
+        _positive,
+        "GPUs to train on, of each machine, which share the streams; logical devices without a GPU",
+    ),
+    "wait": (600, _positive, "seconds to wait for the other machines that TF_CONFIG names"),
     "no-pictures": (False, bool, "draw no loss curve and no layouts"),
     "profile": (0, _count, "trace so many steps for TensorBoard and for device_time.py"),
 }

@@ -5,6 +5,10 @@
 
 The same command continues a run that was interrupted, at any moment and by whatever; on a CPU the
 losses are then those of a run that was not, bit for bit.
+
+    python examples/lstm/train.py --out runs/two --replicas 2
+
+trains on two GPUs. With TF_CONFIG, the same command on each of several machines trains on all.
 """
 
 import argparse
@@ -12,6 +16,7 @@ import os
 import signal
 import time
 
+import cluster
 import compressors
 import corpus
 import errors
@@ -37,38 +42,60 @@ def main():
     )
     namespace = parser.parse_args()
     control = settings.with_defaults(settings.given(namespace, settings.CONTROL), settings.CONTROL)
-    run = runs.Run(namespace.out, settings.given(namespace, settings.STORED))
+    workers = cluster.from_environment()
+    given = settings.given(namespace, settings.STORED)
+    run = runs.Run(namespace.out, given, writes=workers.is_chief)
     text = corpus.open_text(run.flags["data"], run.flags["files"])
     run.check_text(text)
-    train(run, text, control)
+    train(run, text, control, workers)
 
 
-def train(run, text, control):
+def train(run, text, control, workers=cluster.ALONE):
     """Trains from run.step to the last step, and sums up."""
+    import device
+    from replicas import open_replicas
+
+    device.prepare(control["threads"], control["replicas"])
+    replicas = open_replicas(control["replicas"], workers, control["wait"])
+    with replicas.lost_workers_named():
+        stored = {key: run.about[key] for key in ("step", "seconds") if key in run.about}
+        replicas.check_same(
+            {"the text": text.fingerprint(), "the flags": run.flags, "the checkpoint": stored}
+        )
+        train_on(replicas, run, text, control, workers)
+
+
+def train_on(replicas, run, text, control, workers):
+    """The part of `train` with devices; all workers do it in step."""
     import device
     import model
     from optimizer import learning_rate
     from training import Trainer
 
-    device.prepare(control["threads"])
     flags, splits = run.flags, text.splits()
-    batches = corpus.Batches(text, *splits["train"], flags["batch"], flags["window"])
+    streams = replicas.streams(flags["batch"])
+    sizes = flags["batch"], flags["window"], streams
+    batches = corpus.Batches(text, *splits["train"], *sizes)
     config = model.stored_config(run.about) or model.config_of(flags)
-    trainer = Trainer(config, flags)
+    trainer = Trainer(config, flags, replicas)
     if run.arrays is not None:
         pending = run.arrays.pop("log/pending").tolist()
         trainer.restore(run.arrays, f"the checkpoint of step {run.step}")
     else:
         pending = []
-    print(describe(text, splits, config, trainer, batches, run), flush=True)
-    if not control["no-pictures"]:
-        draw_layouts(config, run.folder)
+    if workers.is_chief:
+        print(describe(text, splits, config, trainer, batches, run, replicas), flush=True)
+        if not control["no-pictures"]:
+            draw_layouts(config, run.folder)
 
     begin, end = splits["validation"]
     validation = begin, min(end, begin + control["validation-bytes"])
     tokens, num_steps = flags["batch"] * flags["window"], settings.num_steps(flags)
-    bar = progress.Progress(num_steps, run.step, tokens)
-    board = progress.Board(run.folder / "tensorboard")
+    bar = board = tracer = cluster.Silent()
+    if workers.is_chief:
+        bar = progress.Progress(num_steps, run.step, tokens)
+        board = progress.Board(run.folder / "tensorboard")
+        tracer = device.Tracer(run.folder / "profile", control["profile"])
     stop = Stop()
     seconds, started = run.about.get("seconds", 0.0), time.perf_counter()
 
@@ -81,16 +108,13 @@ def train(run, text, control):
 
     def validate(step):
         paused = time.perf_counter()
-        bpc = trainer.evaluate(
-            corpus.evaluation_batches(text, *validation, flags["batch"], flags["window"])
-        )
+        bpc = trainer.evaluate(corpus.evaluation_batches(text, *validation, *sizes))
         run.log.write(step=step, tokens=step * tokens, validation_bpc=bpc)
         board.write(step, validation_bpc=bpc)
         bar.print(f"step {step}: validation {bpc:.3f} bits per character")
         bar.pause(time.perf_counter() - paused)
         return bpc
 
-    tracer = device.Tracer(run.folder / "profile", control["profile"])
     result = loss = None
     first = run.step
     for step in range(first, num_steps):
@@ -101,7 +125,8 @@ def train(run, text, control):
         pending.append(loss)
         done = step + 1
         shown = None
-        if done % control["log-every"] == 0 or done == num_steps:
+        is_logged = done % control["log-every"] == 0 or done == num_steps
+        if is_logged:
             losses = [float(loss) for loss in pending]
             pending.clear()
             bpc = sum(losses) / len(losses)
@@ -120,24 +145,29 @@ def train(run, text, control):
             bar.restart()
         if done % control["validate-every"] == 0 or done == num_steps:
             result = validate(done)
-        if done % control["save-every"] == 0 or done == num_steps or stop.wanted:
+        # Of several processes, a signal reaches one or all; they stop at the same step.
+        is_stopped = (is_logged or workers.num_workers == 1) and replicas.any(stop.wanted)
+        if done % control["save-every"] == 0 or done == num_steps or is_stopped:
             save(done)
-        if stop.wanted:
+        if is_stopped:
             raise errors.UserError(f"stopped after step {done}; the same command continues")
     tracer.close(loss)
     bar.close()
     board.flush()
     if result is None:
         result = validate(run.step)
-    summarize(run, text, validation, result, trainer, bar, control)
+    if workers.is_chief:
+        summarize(run, text, validation, result, trainer, bar, control, replicas)
+    replicas.any(False)  # until the chief is ready, as the others' end would look like a failure
 
 
-def describe(text, splits, config, trainer, batches, run):
+def describe(text, splits, config, trainer, batches, run, replicas):
     """What will be trained on what, in some lines."""
     sizes = ", ".join(f"{name} {end - begin:,}" for name, (begin, end) in splits.items())
     densities = sorted({layout.density for layout in config.masks})
     percent = " to ".join(f"{100 * density:.3g}" for density in {densities[0], densities[-1]})
     step = f", from step {run.step} on" if run.step else ""
+    share = f", on {replicas.count} replicas" if replicas.count > 1 else ""
     num_steps = settings.num_steps(run.flags)
     return (
         f"text      {text.name}: {len(text):,} bytes ({sizes})\n"
@@ -145,11 +175,11 @@ def describe(text, splits, config, trainer, batches, run):
         f"{config.isteps} internal steps, {percent} % of blocks of {config.block_size}, "
         f"{config.dtype}\n"
         f"training  {num_steps} steps of {run.flags['batch']} x {run.flags['window']} "
-        f"bytes, {num_steps / batches.steps_per_epoch:.2g} epochs{step}"
+        f"bytes, {num_steps / batches.steps_per_epoch:.2g} epochs{share}{step}"
     )
 
 
-def summarize(run, text, validation, bpc, trainer, bar, control):
+def summarize(run, text, validation, bpc, trainer, bar, control, replicas):
     """The table at the end, summary.json and the picture of the curve."""
     import device
 
@@ -173,6 +203,7 @@ def summarize(run, text, validation, bpc, trainer, bar, control):
         "compressors": others,
         "bytes_per_second": speed,
         "parameters": trainer.num_parameters,
+        "replicas": replicas.count,
         "steps": settings.num_steps(run.flags),
         "text": run.about["text"],
         "flags": run.flags,
