@@ -32,14 +32,16 @@ class Progress:
         if self._begin is None:
             self.restart()
         self._text = text or self._text
-        shown = f"{self._text}, {self.speed() or 0:.0f} bytes/s"
+        parts = [self._text, f"{self.speed():,.0f} bytes/s" if self.speed() else ""]
+        shown = ", ".join(filter(None, parts))
         if self._bar is not None:
             self._bar.set_postfix_str(shown, refresh=False)
             self._bar.update(done - self._bar.n)
         elif now - self._last_line >= LINE_SECONDS or done == self._total:
             self._last_line = now
-            left = (self._total - done) * self._tokens / (self.speed() or float("inf"))
-            self.print(f"step {done}/{self._total}: {shown}, {left:.0f} s left")
+            left = (self._total - done) * self._tokens
+            shown += f", {left / self.speed():.0f} s left" if self.speed() and left else ""
+            self.print(f"step {done}/{self._total}{': ' if shown else ''}{shown}")
 
     def speed(self):
         """Bytes per second without the first step and pauses, or None until there are two steps."""

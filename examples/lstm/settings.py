@@ -113,6 +113,7 @@ CONTROL = {
         "GPUs to train on, of each machine, which share the streams; logical devices without a GPU",
     ),
     "wait": (600, _positive, "seconds to wait for the other machines that TF_CONFIG names"),
+    "sample": (0, _count, "bytes to write with the model at the end"),
     "no-pictures": (False, bool, "draw no loss curve and no layouts"),
     "profile": (0, _count, "trace so many steps for TensorBoard and for device_time.py"),
 }

@@ -14,6 +14,7 @@ trains on two GPUs. With TF_CONFIG, the same command on each of several machines
 import argparse
 import os
 import signal
+import textwrap
 import time
 
 import cluster
@@ -25,6 +26,8 @@ import runs
 import settings
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+SAMPLE_TEMPERATURE = 0.7
 
 
 def main():
@@ -90,6 +93,7 @@ def train_on(replicas, run, text, control, workers):
 
     begin, end = splits["validation"]
     validation = begin, min(end, begin + control["validation-bytes"])
+    first = run.step
     tokens, num_steps = flags["batch"] * flags["window"], settings.num_steps(flags)
     bar = board = tracer = cluster.Silent()
     if workers.is_chief:
@@ -102,6 +106,8 @@ def train_on(replicas, run, text, control, workers):
     def save(step):
         paused = time.perf_counter()
         about = {"seconds": seconds + paused - started, "model": config.get_config()}
+        if bar.speed():
+            about["bytes_per_second"] = bar.speed()
         arrays = {**trainer.arrays(), "log/pending": [float(loss) for loss in pending]}
         run.save(step, arrays, about, control["keep"])
         bar.pause(time.perf_counter() - paused)
@@ -109,14 +115,14 @@ def train_on(replicas, run, text, control, workers):
     def validate(step):
         paused = time.perf_counter()
         bpc = trainer.evaluate(corpus.evaluation_batches(text, *validation, *sizes))
-        run.log.write(step=step, tokens=step * tokens, validation_bpc=bpc)
-        board.write(step, validation_bpc=bpc)
+        if step > first:  # else it is in the log
+            run.log.write(step=step, tokens=step * tokens, validation_bpc=bpc)
+            board.write(step, validation_bpc=bpc)
         bar.print(f"step {step}: validation {bpc:.3f} bits per character")
         bar.pause(time.perf_counter() - paused)
         return bpc
 
     result = loss = None
-    first = run.step
     for step in range(first, num_steps):
         rate = learning_rate(step, num_steps, flags)
         tracer.before(step - first, loss)
@@ -154,9 +160,11 @@ def train_on(replicas, run, text, control, workers):
     tracer.close(loss)
     bar.close()
     board.flush()
-    if result is None:
+    if result is None:  # there was nothing left to do
         result = validate(run.step)
     if workers.is_chief:
+        if control["sample"]:
+            print_sample(trainer.model, control["sample"])
         summarize(run, text, validation, result, trainer, bar, control, replicas)
     replicas.any(False)  # until the chief is ready, as the others' end would look like a failure
 
@@ -185,7 +193,7 @@ def summarize(run, text, validation, bpc, trainer, bar, control, replicas):
 
     data = text.read(validation[0], validation[1] - validation[0]).tobytes()
     others = compressors.bits_per_character(data)
-    speed, used = bar.speed(), device.report()
+    speed, used = run.about.get("bytes_per_second"), device.report()
     print(f"\nbits per character on {len(data):,} validation bytes")
     print("  untrained  8.000")
     print(f"  model      {bpc:.3f}, trained on {validation[0]:,} other bytes of the text")
@@ -215,6 +223,15 @@ def summarize(run, text, validation, bpc, trainer, bar, control, replicas):
 
         pictures.draw_curve(runs.read_log(run.folder / runs.LOG), others, run.folder / "curve.png")
     print(f"results    {run.folder}: {', '.join(sorted(p.name for p in run.folder.glob('[!.]*')))}")
+
+
+def print_sample(model, length):
+    """Text by the trained model."""
+    from sample import sample
+
+    text = sample(model, b"\n", length, SAMPLE_TEMPERATURE).decode(errors="replace")
+    print(f"\n{length} bytes by the model, at temperature {SAMPLE_TEMPERATURE}")
+    print(textwrap.indent(text, "  | ", lambda line: True))
 
 
 def draw_layouts(config, folder):
