@@ -22,7 +22,7 @@ KERNELS_LIB  := $(BUILD)/libblocksparse_kernels.so
 READY        := $(if $(filter $(VENV)/%,$(PYTHON)),$(VENV)/.ready)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-gpu sanitize build kernels lint format bench room wheel clean
+.PHONY: help demo example test test-gpu sanitize build kernels lint format bench room wheel clean
 .DELETE_ON_ERROR:
 
 help:  ## print this list
@@ -57,7 +57,7 @@ QUIETLY = 2> $(BUILD)/stderr || { cat $(BUILD)/stderr >&2; exit 1; }
 $(BUILD)/tensorflow.mk: $(READY) tools/tensorflow_flags.py
 	@mkdir -p $(@D)
 	@$(PYTHON) tools/tensorflow_flags.py > $@ $(QUIETLY)
-ifneq ($(filter-out help clean kernels lint format room wheel demo test test-gpu sanitize bench,$(or $(MAKECMDGOALS),help)),)
+ifneq ($(filter-out help clean kernels lint format room wheel demo example test test-gpu sanitize bench,$(or $(MAKECMDGOALS),help)),)
 -include $(BUILD)/tensorflow.mk
 endif
 
@@ -111,7 +111,15 @@ build: $(LIBRARY)  ## build the shared library; prints each kernel file's regist
 
 kernels: $(KERNELS_LIB)  ## build the kernels alone, without TensorFlow, for ctypes
 
-demo: $(READY)  ## set up, build, and run the example
+demo: $(READY)  ## set up, build, and train a small sparse language model for two minutes
+	$(MAKE_LIBRARY)
+	@rm -rf $(DEMO)
+	$(PYTHON) examples/lstm/train.py --out $(DEMO) $(DEMO_FLAGS)
+DEMO       := runs/demo
+DEMO_FLAGS := --hidden 512 --density 0.1 --feature-axis 0 --batch 32 --window 32 --steps 1000 --rate 6e-3 --warmup 50 \
+              --validate-every 250 --validation-bytes 131072 --sample 400
+
+example: $(READY)  ## set up, build, and run the smallest example: one product and its gradients
 	$(MAKE_LIBRARY)
 	$(PYTHON) examples/simple.py
 
