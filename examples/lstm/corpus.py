@@ -167,7 +167,7 @@ class Batches:
             )
 
     def __call__(self, step):
-        """(x, y, is_first): uint8[T, len(streams)], the bytes that follow them, and whether an epoch
+        """(x, y, is_first): uint8[T, len(streams)], the bytes after them, and whether an epoch
         begins, so that the state of the step before does not belong to them.
         """
         number = step % self.steps_per_epoch

@@ -1,4 +1,4 @@
-"""Several GPUs: each has a replica of the model and its own streams of text; gradients are averaged.
+"""Several GPUs: each has a replica of the model and streams of its own; gradients are averaged.
 
 All communication is TensorFlow's: `MirroredStrategy` on one machine, `MultiWorkerMirroredStrategy`
 over several. Where there is no GPU, logical CPU devices take their place, to try it out.
@@ -151,8 +151,8 @@ class Replicas:
         for name, text, column in zip(facts, texts, everyone.T, strict=True):
             if len(set(column.tolist())) > 1:
                 raise UserError(
-                    f"the workers differ in {name}. Worker {self._cluster.number}: {text}. All must "
-                    "be started with the same command and see the same files"
+                    f"the workers differ in {name}. Worker {self._cluster.number}: {text}. All "
+                    "must be started with the same command and see the same files"
                 )
 
     @contextlib.contextmanager
