@@ -27,7 +27,7 @@ import settings
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-SAMPLE_TEMPERATURE = 0.7
+PRIME, TEMPERATURE = 500, 0.7  # of the text at the end: bytes that the model reads before
 
 
 def main():
@@ -164,7 +164,8 @@ def train_on(replicas, run, text, control, workers):
         result = validate(run.step)
     if workers.is_chief:
         if control["sample"]:
-            print_sample(trainer.model, control["sample"])
+            prime = text.read(begin, min(PRIME, end - begin)).tobytes()
+            print_sample(trainer.model, prime, control["sample"])
         summarize(run, text, validation, result, trainer, bar, control, replicas)
     replicas.any(False)  # until the chief is ready, as the others' end would look like a failure
 
@@ -225,12 +226,15 @@ def summarize(run, text, validation, bpc, trainer, bar, control, replicas):
     print(f"results    {run.folder}: {', '.join(sorted(p.name for p in run.folder.glob('[!.]*')))}")
 
 
-def print_sample(model, length):
+def print_sample(model, prime, length):
     """Text by the trained model."""
     from sample import sample
 
-    text = sample(model, b"\n", length, SAMPLE_TEMPERATURE).decode(errors="replace")
-    print(f"\n{length} bytes by the model, at temperature {SAMPLE_TEMPERATURE}")
+    text = sample(model, prime, length, TEMPERATURE).decode(errors="replace")
+    print(
+        f"\n{length} bytes by the model, at temperature {TEMPERATURE}, after the first "
+        f"{len(prime)} of the validation text"
+    )
     print(textwrap.indent(text, "  | ", lambda line: True))
 
 
