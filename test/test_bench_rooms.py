@@ -76,5 +76,7 @@ def test_wrong_results_are_not_timed(name):
 
     wrong = dataclasses.replace(case, ours=wrong if name == "forward" else wrong_gradient)
     results = bench_rooms.bench_case(wrong, "float32", "CPU", 1, 1.0, False)
-    with pytest.raises(SystemExit, match=f"axis 1 6x64 float32 {name}: result . is wrong: relative"):
+    with pytest.raises(
+        SystemExit, match=f"axis 1 6x64 float32 {name}: result . is wrong: relative"
+    ):
         list(results)

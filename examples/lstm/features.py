@@ -114,13 +114,15 @@ def _reader(model):
 
     @tf.function(autograph=False, input_signature=[*specs, *[tf.TensorSpec(shape, dtype)] * 2])
     def read(x, sizes, c, h):
+        num_steps = tf.shape(x)[0]
+        is_read = tf.transpose(tf.sequence_mask(sizes, num_steps))
+        is_read = tf.expand_dims(is_read, 1 if is_transposed else 2)
+
         def body(step, c, h):
             _, state = model.step(x[step], (c, h))
-            is_read = tf.expand_dims(step < sizes, 0 if is_transposed else 1)
-            new = (tf.where(is_read, *pair) for pair in zip(state, (c, h), strict=True))
+            new = (tf.where(is_read[step], *pair) for pair in zip(state, (c, h), strict=True))
             return step + 1, *new
 
-        num_steps = tf.shape(x)[0]
         return tf.while_loop(lambda step, *_: step < num_steps, body, (tf.constant(0), c, h))[1:]
 
     return read
