@@ -119,7 +119,7 @@ def inputs(rng, layout, axis, n):
 
 
 @pytest.mark.parametrize("tf32", [False, True], ids=["exact", "tf32"])
-@pytest.mark.parametrize("n", [1, 63, 130, 3001])
+@pytest.mark.parametrize("n", [1, 63, 64, 130, 3001])
 @pytest.mark.parametrize("mask", ["empty_lines", "power_law"])
 @pytest.mark.parametrize("size, axis", CASES)
 def test_products(kernels, place, size, axis, mask, n, tf32):
