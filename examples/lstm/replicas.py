@@ -6,6 +6,7 @@ over several. Where there is no GPU, logical CPU devices take their place, to tr
 
 import contextlib
 import faulthandler
+import functools
 import hashlib
 import json
 import re
@@ -110,7 +111,12 @@ class Replicas:
 
     def function(self, function):
         """A graph that runs `function` in each replica."""
-        return tf.function(lambda *args: self.strategy.run(function, args=args), autograph=False)
+
+        @functools.wraps(function)  # whose name TensorFlow's messages then have
+        def run(*args):
+            return self.strategy.run(function, args=args)
+
+        return tf.function(run, autograph=False)
 
     def first(self, value):
         """The value of this process's first replica."""
