@@ -39,7 +39,10 @@ MODEL = {name: flag for name, flag in settings.MODEL.items() if name != "hidden"
     "parameters": (PARAMETERS, *settings.MODEL["parameters"][1:])
 }
 FLAGS = {**MODEL, **settings.DATA, **settings.TRAINING}
-CONTROL = {name: settings.CONTROL[name] for name in ("save-every", "validation-bytes", "threads")}
+CONTROL = {
+    name: settings.CONTROL[name]
+    for name in ("save-every", "validation-bytes", "threads", "replicas")
+}
 VARIED = [*(name for name in MODEL if name != "parameters"), "rate", "warmup", "decay", "clip"]
 
 
