@@ -45,11 +45,11 @@ class Case:
 def cases(device):
     """The list of cases for "CPU" or "GPU"."""
     # Minibatch and features of a step of the multiplicative LSTM, and of a batch of sequences.
-    step, sequence = {"GPU": ((128, 18432), (8192, 4096)), "CPU": ((64, 4096), (4096, 1024))}[
+    step, sequence = {"GPU": ((128, 18432), (8192, 4096)), "CPU": ((64, 4096), (2048, 1024))}[
         device
     ]
     # Rows and vocabulary; rows, features and indices; features and density of weights.
-    losses = {"GPU": ((8192, 256), (2048, 50257)), "CPU": ((4096, 256), (128, 50257))}[device]
+    losses = {"GPU": ((8192, 256), (2048, 50257)), "CPU": ((4096, 256), (64, 50257))}[device]
     tables = {
         "GPU": ((256, 1024, 8192), (50257, 1024, 16384)),
         "CPU": ((256, 512, 4096), (50257, 256, 4096)),

@@ -32,7 +32,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(bench_rooms, "COPY_VALUES", {"CPU": 1000})
     timed = bench_rooms.time_call
     monkeypatch.setattr(
-        bench_rooms, "time_call", lambda f, sets, repeats: timed(f, sets, repeats, seconds=0)
+        bench_rooms, "time_call", lambda f, sets, repeats=2: timed(f, sets, repeats, seconds=0)
     )
 
 
