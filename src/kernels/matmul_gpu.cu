@@ -4,6 +4,7 @@
 #include "src/kernels/common/reduce.cuh"
 #include "src/kernels/matmul_instances.h"
 #include "src/kernels/matmul_stream.h"
+#include "src/kernels/matmul_wide.h"
 
 namespace blocksparse {
 namespace {
@@ -82,7 +83,10 @@ bool StreamServes(const MatmulArgs& args) {
          IsVectorAligned(args.y) && (args.feature_axis == 1 || args.batch % vector == 0);
 }
 
+static bool IsForWide(const MatmulArgs& args) { return !StreamServes(args) && WideServes(args); }
+
 Status MatmulGpu(const MatmulArgs& args, Stream stream) {
+  if (IsForWide(args)) return MatmulWide(args, stream);
   return WithMath(args.dtype, args.allow_tf32, [&](auto kernels) {
     using Kernels = decltype(kernels);
     if (StreamServes(args)) return MatmulStreamFor<typename Kernels::Math>(args, stream);
@@ -90,7 +94,8 @@ Status MatmulGpu(const MatmulArgs& args, Stream stream) {
   });
 }
 
-Status MatmulWorkspaceBytes(const MatmulArgs&, int64_t* bytes) {
+Status MatmulWorkspaceBytes(const MatmulArgs& args, int64_t* bytes) {
+  if (IsForWide(args)) return WideWorkspaceBytes(args, bytes);
   *bytes = 0;
   return Status();
 }

@@ -1,0 +1,179 @@
+"""Puts the block columns of a result into groups that share inputs and cost the same.
+
+Only numpy here. The order is the tables' own: neither W's storage nor any result depends on it.
+"""
+
+import numpy as np
+
+# Bounds the search: swaps tried, and words of column masks compared.
+POWER = 32  # of costs: the higher, the more the most expensive group counts
+MAX_SWAPS = 300
+MAX_WORDS = 1 << 24
+
+
+def column_groups(mask, num_groups, num_columns, row_cost):
+    """Which columns each group has.
+
+    A group costs row_cost for each input row that some column of it needs, and 1 for each block.
+    Columns are gathered greedily, then swapped between groups while that lowers the sum of the
+    costs' powers, which wants few rows and even groups alike. The natural order stays where
+    that is not better.
+
+    Args:
+      mask: bool[rows, columns].
+      num_groups: of which there must be enough.
+      num_columns: of a group, at most.
+      row_cost: relative to a block's.
+    Returns:
+      int64[groups, num_columns]: columns, -1 where there is none.
+    """
+    bits = _bits(mask, num_groups * num_columns)
+    sizes = _count(bits)
+
+    def power(groups):
+        rows = _count(np.bitwise_or.reduce(bits[groups], axis=1))
+        cost = row_cost * rows + sizes[groups].sum(axis=1)
+        return np.sum((cost / cost.mean()) ** POWER) * cost.mean()
+
+    natural = _spread(np.arange(mask.shape[1]), num_groups, num_columns)
+    groups = _spread(_gather(bits[: mask.shape[1]], num_groups), num_groups, num_columns)
+    _swap(groups, bits, sizes, row_cost)
+    if power(natural) <= power(groups):
+        groups = natural
+    return np.where(groups < mask.shape[1], groups, -1)
+
+
+def balance_workers(groups, mask, num_workers, visit_cost=3, steps=150):
+    """Reorders columns inside each group so that its workers have even shares of rows and blocks.
+
+    Args:
+      groups: int64[groups, columns] as of `column_groups`; each worker has the same number of
+        neighbouring columns.
+      mask: bool[rows, columns].
+      visit_cost: of a row that a worker needs, relative to a block's.
+    Returns:
+      int64[groups, columns].
+    """
+    per_worker = groups.shape[1] // num_workers
+    bits = _bits(mask, mask.shape[1] + 1)  # the last one is empty: column -1
+    sizes = _count(bits)
+
+    def power(members):  # [groups, per_worker]
+        rows = _count(np.bitwise_or.reduce(bits[members], axis=1))
+        return (visit_cost * rows + sizes[members].sum(axis=1)).astype(float) ** 4
+
+    rng = np.random.default_rng(0)
+    shares = groups.reshape(len(groups), num_workers, per_worker).copy()
+    powers = np.stack([power(shares[:, w]) for w in range(num_workers)], axis=1)
+    for _ in range(steps):
+        v, w = rng.choice(num_workers, 2, replace=False)
+        i, j = rng.integers(per_worker, size=2)
+        one, two = shares[:, v].copy(), shares[:, w].copy()
+        one[:, i], two[:, j] = shares[:, w, j], shares[:, v, i]
+        power_one, power_two = power(one), power(two)
+        is_better = power_one + power_two < powers[:, v] + powers[:, w]
+        shares[is_better, v], shares[is_better, w] = one[is_better], two[is_better]
+        powers[is_better, v], powers[is_better, w] = power_one[is_better], power_two[is_better]
+    return shares.reshape(groups.shape)
+
+
+def _bits(mask, num_columns):
+    """uint64[num_columns, words]: a bit for each row; columns behind the mask's are empty."""
+    padded = np.zeros((num_columns, -(-mask.shape[0] // 64) * 64), bool)
+    padded[: mask.shape[1], : mask.shape[0]] = mask.T
+    return np.packbits(padded, axis=1).view(np.uint64)
+
+
+def _count(bits):
+    return np.bitwise_count(bits).sum(axis=-1, dtype=np.int64)
+
+
+def _starts(count, parts):
+    return count * np.arange(parts + 1) // parts
+
+
+def _spread(order, num_groups, num_columns):
+    """[groups, num_columns]: the columns in order, the empty columns behind spread evenly."""
+    starts = _starts(len(order), num_groups)
+    groups = np.full((num_groups, num_columns), -1)
+    index = np.arange(len(order))
+    group = np.searchsorted(starts, index, side="right") - 1
+    groups[group, index - starts[group]] = order
+    groups[groups < 0] = np.arange(len(order), groups.size)
+    return groups
+
+
+def _gather(bits, num_groups):
+    """Columns in an order of which each group is a stretch: the fullest one that is left, then
+    always the one that adds the fewest rows.
+    """
+    starts = set(_starts(len(bits), num_groups).tolist())
+    sizes = _count(bits)
+    left = np.arange(len(bits))
+    order = np.empty(len(bits), np.int64)
+    for i in range(len(bits)):
+        if i in starts:
+            union = np.zeros(bits.shape[1], np.uint64)
+            best = np.argmax(sizes[left])
+        else:
+            added = _count(bits[left] & ~union)
+            best = np.argmin(added * (bits.shape[1] * 64 + 1) - sizes[left])
+        order[i] = left[best]
+        union |= bits[left[best]]
+        left = np.delete(left, best)
+    return order
+
+
+def _without_each(bits):
+    """[..., n, words]: the union of all n masks but each."""
+    n = bits.shape[-2]
+    others = np.array([[j for j in range(n) if j != i] for i in range(n)], int).reshape(n, n - 1)
+    return np.bitwise_or.reduce(bits[..., others, :], axis=-2)
+
+
+def _swap(groups, bits, sizes, row_cost):
+    """Swaps columns of two groups while that lowers the sum of powers; changes `groups`.
+
+    Each step tries all swaps of one group with all other columns and makes the best one.
+    """
+    num_groups, num_columns = groups.shape
+    if num_groups == 1 or num_columns == 1:
+        return
+    others = np.empty_like(bits)  # what a column's group needs without it
+    others[groups] = _without_each(bits[groups])
+    group_of = np.empty(len(bits), np.int64)
+    group_of[groups] = np.arange(num_groups)[:, None]
+    blocks = sizes[groups].sum(axis=1)
+    costs = row_cost * _count(np.bitwise_or.reduce(bits[groups], axis=1)) + blocks
+    scale = costs.mean()
+    steps = min(MAX_SWAPS, 1 + MAX_WORDS // (2 * num_columns * bits.size))
+    idle = 0
+    for step in range(steps):
+        a = step % num_groups
+        mine = groups[a]
+        more = sizes - sizes[mine][:, None]  # blocks that group a gains, [mine, column]
+        cost_a = row_cost * _count(others[mine][:, None] | bits) + (blocks[a] + more)
+        cost_b = row_cost * _count(others | bits[mine][:, None]) + (blocks[group_of] - more)
+        gain = (
+            (costs[a] / scale) ** POWER
+            + (costs[group_of] / scale) ** POWER
+            - (cost_a / scale) ** POWER
+            - (cost_b / scale) ** POWER
+        )
+        gain[:, mine] = 0
+        i, column = np.unravel_index(np.argmax(gain), gain.shape)
+        if gain[i, column] <= 1e-9:
+            idle += 1
+            if idle == num_groups:
+                return
+            continue
+        idle = 0
+        b = group_of[column]
+        j = np.flatnonzero(groups[b] == column)[0]
+        groups[a, i], groups[b, j] = column, mine[i]
+        costs[a], costs[b] = cost_a[i, column], cost_b[i, column]
+        blocks[a] += more[i, column]
+        blocks[b] -= more[i, column]
+        for g in (a, b):
+            group_of[groups[g]] = g
+            others[groups[g]] = _without_each(bits[groups[g]])

@@ -1,0 +1,179 @@
+// Whether and how the wide kernel runs: what it serves, the grid, tensor maps, the workspace.
+#include <algorithm>
+#include <limits>
+
+#include "src/kernels/common/cuda_launch.h"
+#include "src/kernels/common/load_store.cuh"
+#include "src/kernels/common/tensor_map.h"
+#include "src/kernels/matmul_wide.h"
+#include "src/kernels/matmul_wide_pack.h"
+
+namespace blocksparse {
+namespace {
+
+const Table& TableOf(const MatmulArgs& args) {
+  return args.layout.OptionalTable(args.is_dx ? kSectionWideDx : kSectionWideFprop);
+}
+
+int64_t NumInputs(const MatmulArgs& args) {
+  return args.is_dx ? args.layout.out_blocks : args.layout.in_blocks;
+}
+
+int64_t NumOutputs(const MatmulArgs& args) {
+  return args.is_dx ? args.layout.in_blocks : args.layout.out_blocks;
+}
+
+// Edge of the blocks that the kernel knows.
+int KernelBlock(const MatmulArgs& args) { return std::min(args.layout.block_size, 64); }
+
+// The parts of the table; false unless they fill it.
+bool ReadTable(const MatmulArgs& args, WideParams* params, int* num_workers) {
+  const Table& table = TableOf(args);
+  const int64_t num_groups = table.parameters[0];
+  const int64_t num_entries = table.parameters[1];
+  *num_workers = table.parameters[2];
+  const bool is_small = args.layout.block_size == 32;
+  if (num_groups < 1 || num_entries < 1 || (*num_workers != 3 && (*num_workers != 2 || !is_small)))
+    return false;
+  const int64_t group = kWideFeatures / KernelBlock(args);
+  const int64_t halves = args.layout.block_size / KernelBlock(args);
+  const int64_t num_ids = args.layout.num_blocks * halves * halves;
+  if (table.size != num_groups + 1 + num_groups * group + 2 * num_entries + num_ids) return false;
+  params->last_half = static_cast<int>(halves - 1);
+  params->num_groups = static_cast<int>(num_groups);
+  params->num_entries = num_entries;
+  params->num_ids = num_ids;
+  params->num_outputs = NumOutputs(args) * halves;
+  params->ptr = table.data;
+  params->columns = params->ptr + num_groups + 1;
+  params->entries = reinterpret_cast<const WideEntry*>(params->columns + num_groups * group);
+  params->ids = reinterpret_cast<const uint64_t*>(params->entries + num_entries);
+  return true;
+}
+
+int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Divides the result over the thread blocks: waves of groups, and strips of the minibatch that all
+// groups walk at the same time, so that x comes from device memory about once.
+void ChooseGrid(int feature_axis, int num_sms, WideParams* params, int64_t* num_thread_blocks) {
+  const int64_t batch = params->batch;
+  int64_t least = std::numeric_limits<int64_t>::max();
+  for (int waves = 1; waves <= params->num_groups; ++waves) {
+    const int lanes = static_cast<int>(CeilDiv(params->num_groups, waves));
+    if (lanes > num_sms) continue;
+    const int64_t strips = num_sms / lanes;
+    int64_t tiles = CeilDiv(batch, strips * kWideRows);
+    int64_t tile_rows = kWideRows;
+    int64_t strip_rows;
+    if (feature_axis == 1) {
+      tile_rows = CeilDiv(batch, strips * tiles);
+      strip_rows = tile_rows * tiles;
+    } else {
+      strip_rows = 64 * CeilDiv(CeilDiv(batch, 64), strips);
+      tiles = CeilDiv(strip_rows, kWideRows);
+    }
+    // What a tile costs beside its samples, W above all, is about 64 of them.
+    const int64_t cost = waves * (strip_rows + 64 * tiles);
+    if (cost >= least) continue;
+    least = cost;
+    params->group_lanes = lanes;
+    params->panel_rows = feature_axis == 1 ? static_cast<int>(tile_rows) : 64;
+    params->tile_rows = static_cast<int>(tile_rows);
+    params->strip_rows = static_cast<int>(strip_rows);
+    *num_thread_blocks = lanes * CeilDiv(batch, strip_rows);
+  }
+}
+
+Status EncodeMaps(const MatmulArgs& args, const void* w, WideParams* params) {
+  const int block_size = args.layout.block_size;
+  const int block = KernelBlock(args);
+  const int64_t inputs = NumInputs(args) * block_size;
+  const int64_t outputs = NumOutputs(args) * block_size;
+  const auto encode = [&](const void* data, int64_t inner, int64_t outer, int box_inner,
+                          int box_outer, CUtensorMap* map) {
+    return EncodeTensorMap({args.dtype, data, inner, outer, box_inner, box_outer, 2 * box_inner},
+                           map);
+  };
+  if (args.feature_axis == 1) {
+    const int rows = params->panel_rows;
+    BLOCKSPARSE_RETURN_IF_ERROR(encode(args.x, inputs, args.batch, block, rows, &params->x));
+    BLOCKSPARSE_RETURN_IF_ERROR(encode(args.x, inputs, args.batch, 64, rows, &params->x_pair));
+    BLOCKSPARSE_RETURN_IF_ERROR(encode(args.y, outputs, args.batch, block, rows, &params->y));
+  } else {
+    BLOCKSPARSE_RETURN_IF_ERROR(encode(args.x, args.batch, inputs, 64, block, &params->x));
+    BLOCKSPARSE_RETURN_IF_ERROR(encode(args.x, args.batch, inputs, 64, 64, &params->x_pair));
+    BLOCKSPARSE_RETURN_IF_ERROR(encode(args.y, args.batch, outputs, 64, block, &params->y));
+  }
+  return encode(w, block_size, args.layout.num_blocks * block_size, block, block, &params->w);
+}
+
+// Calls f(WideKernels<T, B>) for what the kernel serves.
+template <class F>
+Status WithKernels(const MatmulArgs& args, F f) {
+  const auto with_type = [&](auto t) {
+    using T = decltype(t);
+    return args.layout.block_size == 32 ? f(WideKernels<T, 32>{}) : f(WideKernels<T, 64>{});
+  };
+  return args.dtype == DType::kFloat16 ? with_type(__half{}) : with_type(__nv_bfloat16{});
+}
+
+bool AreCompiled(const MatmulArgs& args) {
+  bool are = false;
+  const Status status = WithKernels(args, [&](auto kernels) {
+    are = decltype(kernels)::AreCompiled();
+    return Status();
+  });
+  return status.ok() && are;
+}
+
+}  // namespace
+
+bool WideServes(const MatmulArgs& args) {
+  const int size = args.layout.block_size;
+  const int64_t kMaxSize = std::numeric_limits<int32_t>::max();
+  WideParams params = {};
+  int num_workers = 0;
+  int num_sms = 0;
+  int64_t num_thread_blocks = 0;
+  if (args.dtype != DType::kFloat16 && args.dtype != DType::kBFloat16) return false;
+  if (size != 32 && size != 64 && size != 128) return false;
+  if (args.batch < kMinWideRows || args.batch > kMaxSize / 2 || NumInputs(args) > kMaxSize / size ||
+      NumOutputs(args) > kMaxSize / size || args.layout.num_blocks > kMaxSize / size / 4)
+    return false;
+  if ((args.feature_axis == 0 && args.batch % 8 != 0) || !IsVectorAligned(args.x) ||
+      !IsVectorAligned(args.w) || !IsVectorAligned(args.y))
+    return false;
+  if (!ReadTable(args, &params, &num_workers) || !IsHopper() || !AreCompiled(args) ||
+      !CountSms(&num_sms).ok())
+    return false;
+  params.batch = args.batch;
+  ChooseGrid(args.feature_axis, num_sms, &params, &num_thread_blocks);
+  return params.tile_rows >= kMinWideRows;
+}
+
+Status WideWorkspaceBytes(const MatmulArgs& args, int64_t* bytes) {
+  WideParams params;
+  int num_workers = 0;
+  if (!ReadTable(args, &params, &num_workers)) return Invalid("the layout has no wide table");
+  *bytes = WideWorkspace(args, params).bytes;
+  return Status();
+}
+
+Status MatmulWide(const MatmulArgs& args, Stream stream) {
+  WideParams params = {};
+  int num_workers = 0;
+  if (!ReadTable(args, &params, &num_workers)) return Invalid("the layout has no wide table");
+  params.batch = args.batch;
+  int num_sms = 0;
+  BLOCKSPARSE_RETURN_IF_ERROR(CountSms(&num_sms));
+  int64_t num_thread_blocks = 0;
+  ChooseGrid(args.feature_axis, num_sms, &params, &num_thread_blocks);
+  const void* w = args.w;
+  BLOCKSPARSE_RETURN_IF_ERROR(PackWide(args, stream, &params, &w));
+  BLOCKSPARSE_RETURN_IF_ERROR(EncodeMaps(args, w, &params));
+  return WithKernels(args, [&](auto kernels) {
+    return decltype(kernels)::Run(args, num_workers, num_thread_blocks, params, stream);
+  });
+}
+
+}  // namespace blocksparse
