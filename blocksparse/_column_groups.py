@@ -6,12 +6,13 @@ Only numpy here. The order is the tables' own: neither W's storage nor any resul
 import numpy as np
 
 # Bounds the search: swaps tried, and words of column masks compared.
-POWER = 32  # of costs: the higher, the more the most expensive group counts
 MAX_SWAPS = 300
 MAX_WORDS = 1 << 24
+# Larger masks, in elements, keep the natural order: the search takes 0.2 s for this one.
+MAX_MASK = 1 << 20
 
 
-def column_groups(mask, num_groups, num_columns, row_cost):
+def column_groups(mask, num_columns, row_cost, num_groups=None, power=4):
     """Which columns each group has.
 
     A group costs row_cost for each input row that some column of it needs, and 1 for each block.
@@ -21,24 +22,28 @@ def column_groups(mask, num_groups, num_columns, row_cost):
 
     Args:
       mask: bool[rows, columns].
-      num_groups: of which there must be enough.
       num_columns: of a group, at most.
       row_cost: relative to a block's.
+      num_groups: as many as are needed, unless more are wanted.
+      power: of costs; the higher, the more the most expensive group counts.
     Returns:
       int64[groups, num_columns]: columns, -1 where there is none.
     """
+    num_groups = num_groups or -(-mask.shape[1] // num_columns)
     bits = _bits(mask, num_groups * num_columns)
     sizes = _count(bits)
 
-    def power(groups):
+    def total(groups):
         rows = _count(np.bitwise_or.reduce(bits[groups], axis=1))
         cost = row_cost * rows + sizes[groups].sum(axis=1)
-        return np.sum((cost / cost.mean()) ** POWER) * cost.mean()
+        return np.sum((cost / cost.mean()) ** power) * cost.mean()
 
     natural = _spread(np.arange(mask.shape[1]), num_groups, num_columns)
+    if mask.size > MAX_MASK:
+        return np.where(natural < mask.shape[1], natural, -1)
     groups = _spread(_gather(bits[: mask.shape[1]], num_groups), num_groups, num_columns)
-    _swap(groups, bits, sizes, row_cost)
-    if power(natural) <= power(groups):
+    _swap(groups, bits, sizes, row_cost, power)
+    if total(natural) <= total(groups):
         groups = natural
     return np.where(groups < mask.shape[1], groups, -1)
 
@@ -131,7 +136,7 @@ def _without_each(bits):
     return np.bitwise_or.reduce(bits[..., others, :], axis=-2)
 
 
-def _swap(groups, bits, sizes, row_cost):
+def _swap(groups, bits, sizes, row_cost, power):
     """Swaps columns of two groups while that lowers the sum of powers; changes `groups`.
 
     Each step tries all swaps of one group with all other columns and makes the best one.
@@ -155,10 +160,10 @@ def _swap(groups, bits, sizes, row_cost):
         cost_a = row_cost * _count(others[mine][:, None] | bits) + (blocks[a] + more)
         cost_b = row_cost * _count(others | bits[mine][:, None]) + (blocks[group_of] - more)
         gain = (
-            (costs[a] / scale) ** POWER
-            + (costs[group_of] / scale) ** POWER
-            - (cost_a / scale) ** POWER
-            - (cost_b / scale) ** POWER
+            (costs[a] / scale) ** power
+            + (costs[group_of] / scale) ** power
+            - (cost_a / scale) ** power
+            - (cost_b / scale) ** power
         )
         gain[:, mine] = 0
         i, column = np.unravel_index(np.argmax(gain), gain.shape)

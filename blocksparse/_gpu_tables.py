@@ -1,5 +1,7 @@
 """The sections of a layout's tables that only the fastest GPU kernels read. Only numpy here."""
 
+from blocksparse._packed_table import packed_sections
+from blocksparse._region_dw_table import region_dw_sections
 from blocksparse._wide_table import wide_sections
 
 
@@ -17,4 +19,4 @@ def gpu_sections(layout):
       dict: a name in `layout.GPU_SECTIONS` -> (int64 vector, integers that the host needs to launch
       the kernel).
     """
-    return wide_sections(layout)
+    return wide_sections(layout) | packed_sections(layout) | region_dw_sections(layout)

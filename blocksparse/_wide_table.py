@@ -42,7 +42,7 @@ def _table(numbers, size):
     mask = numbers >= 0
     num_columns = FEATURES // size
     num_groups = int(np.ceil(mask.shape[1] / (num_columns * FILL)))
-    columns = column_groups(mask, num_groups, num_columns, row_cost=ROWS / size)
+    columns = column_groups(mask, num_columns, ROWS / size, num_groups, power=32)
     num_workers = _num_workers(mask, columns, size)
     columns = balance_workers(columns, mask, num_workers)
 

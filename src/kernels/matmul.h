@@ -10,8 +10,8 @@
 // Buffers, all owned by the caller, on the device that runs the kernel; results may alias nothing:
 //   x, y, dx, dy  T[N, C or K] if feature_axis is 1, T[C or K, N] if 0; row-major, any alignment of
 //   T w             T[num_blocks, B, B]; w[b][i][j] joins input c B + i to output k B + j gate
-//   float[num_blocks] or null. Where it is 0 the block is skipped: neither x nor w is read.
-//   Elsewhere
+//   float[num_blocks] or null. Where it is 0 the block is skipped: neither x nor w is read
+//   (matmul_packed.h, for large minibatches, reads x and multiplies it by 0). Elsewhere
 //                 g w is rounded to T, as a dense product of gated weights would have it.
 //   layout        sizes and tables, see common/lut.h
 // Sums are in float32. Results are the same bit for bit from run to run on one device, and on the

@@ -3,6 +3,7 @@
 #include "src/kernels/common/load_store.cuh"
 #include "src/kernels/common/reduce.cuh"
 #include "src/kernels/matmul_instances.h"
+#include "src/kernels/matmul_packed.h"
 #include "src/kernels/matmul_stream.h"
 #include "src/kernels/matmul_wide.h"
 
@@ -86,6 +87,7 @@ bool StreamServes(const MatmulArgs& args) {
 static bool IsForWide(const MatmulArgs& args) { return !StreamServes(args) && WideServes(args); }
 
 Status MatmulGpu(const MatmulArgs& args, Stream stream) {
+  if (PackedServes(args)) return MatmulPacked(args, stream);
   if (IsForWide(args)) return MatmulWide(args, stream);
   return WithMath(args.dtype, args.allow_tf32, [&](auto kernels) {
     using Kernels = decltype(kernels);
@@ -95,6 +97,7 @@ Status MatmulGpu(const MatmulArgs& args, Stream stream) {
 }
 
 Status MatmulWorkspaceBytes(const MatmulArgs& args, int64_t* bytes) {
+  if (PackedServes(args)) return PackedWorkspaceBytes(args, bytes);
   if (IsForWide(args)) return WideWorkspaceBytes(args, bytes);
   *bytes = 0;
   return Status();

@@ -4,6 +4,7 @@
 #define BLOCKSPARSE_KERNELS_MATMUL_WIDE_RING_CUH_
 
 #include "src/kernels/common/hopper.cuh"
+#include "src/kernels/common/mma.cuh"
 #include "src/kernels/matmul_wide.h"
 #include "src/kernels/matmul_wide_policy.h"
 

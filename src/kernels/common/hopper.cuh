@@ -37,13 +37,6 @@ __device__ __forceinline__ void GiveRegisters() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 
-// The value, but the compiler does not know how it came about, and so keeps it instead of computing
-// it again.
-__device__ __forceinline__ uint32_t Opaque(uint32_t value) {
-  asm volatile("" : "+r"(value));
-  return value;
-}
-
 // ---- barriers: 8 bytes of shared memory each ----
 // A phase ends when `count` arrivals and all expected bytes have come. Waiting for parity p returns
 // once the current phase's parity is not p: 0 waits for the first phase, then 1, 0, ...
@@ -101,6 +94,23 @@ __device__ __forceinline__ void FenceAsyncProxy() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
+// ---- ordinary accesses ----
+
+__device__ __forceinline__ uint32_t LoadShared(uint32_t shared) {
+  uint32_t value;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(shared) : "memory");
+  return value;
+}
+__device__ __forceinline__ void LoadShared(uint32_t shared, uint32_t (&values)[4]) {
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(values[0]), "=r"(values[1]), "=r"(values[2]), "=r"(values[3])
+               : "r"(shared)
+               : "memory");
+}
+__device__ __forceinline__ void StoreShared(uint32_t shared, int64_t value) {
+  asm volatile("st.shared.u64 [%0], %1;" ::"r"(shared), "l"(value) : "memory");
+}
+
 // ---- copies by one thread ----
 
 __device__ __forceinline__ void PrefetchTensorMap(const CUtensorMap* map) {
@@ -114,6 +124,15 @@ __device__ __forceinline__ void LoadTile(uint32_t shared, const CUtensorMap* map
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], "
       "[%1, {%2, %3}], [%4];" ::"r"(shared),
       "l"(map), "r"(inner), "r"(outer), "r"(barrier)
+      : "memory");
+}
+// The same of a tensor of three dimensions.
+__device__ __forceinline__ void LoadTile(uint32_t shared, const CUtensorMap* map, int inner,
+                                         int middle, int outer, uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], "
+      "[%1, {%2, %3, %4}], [%5];" ::"r"(shared),
+      "l"(map), "r"(inner), "r"(middle), "r"(outer), "r"(barrier)
       : "memory");
 }
 // num_bytes, a multiple of 16, between addresses that are too.
@@ -149,22 +168,6 @@ __device__ __forceinline__ void WaitForTileStores() {
 
 // ---- matrices of a warp ----
 
-// ldmatrix: four 8 x 8 matrices of 16-bit elements; lane i gives the address of row i % 8 of matrix
-// i / 8.
-template <bool kIsTransposed>
-__device__ __forceinline__ void LoadMatrix4(uint32_t row, uint32_t (&r)[4]) {
-  if constexpr (kIsTransposed) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(row)
-                 : "memory");
-  } else {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(row)
-                 : "memory");
-  }
-}
 // stmatrix: four 8 x 8 matrices of 16-bit elements in mma.sync's layout of sums; lane i gives the
 // address of row i % 8 (column, if transposed) of matrix i / 8.
 template <bool kIsTransposed>
@@ -211,6 +214,8 @@ enum class Swizzle : uint32_t { kNone = 0, k128 = 1, k64 = 2, k32 = 3 };
 //   kOther contiguous (MN-major): `stride` bytes from 8 values of the depth to the next 8,
 //   `leading` bytes from one swizzled row's width to the next. kDepth contiguous (K-major):
 //   `stride` bytes from 8 rows to the next 8; `leading` unused.
+//   Without a swizzle the operand is made of 8 x 8 matrices of 128 contiguous bytes, of either
+//   kind: `leading` bytes from one to the next along the depth, `stride` along the other index.
 __host__ __device__ constexpr uint32_t DescriptorUnits(uint32_t bytes) { return bytes >> 4; }
 __host__ __device__ constexpr uint32_t DescriptorHigh(uint32_t stride, Swizzle swizzle) {
   return DescriptorUnits(stride) | static_cast<uint32_t>(swizzle) << 30;

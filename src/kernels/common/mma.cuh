@@ -33,18 +33,28 @@ __device__ __forceinline__ int MmaCol() { return Lane() % 4 * 2; }
 // ldmatrix: four 8 x 8 matrices of 16-bit elements; lane i gives the address of row i % 8 of matrix
 // i / 8.
 template <bool kIsTransposed>
-__device__ __forceinline__ void LoadMatrix4(const void* row, uint32_t (&r)[4]) {
+__device__ __forceinline__ void LoadMatrix4(uint32_t row, uint32_t (&r)[4]) {
   if constexpr (kIsTransposed) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(SharedAddress(row))
+                 : "r"(row)
                  : "memory");
   } else {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(SharedAddress(row))
+                 : "r"(row)
                  : "memory");
   }
+}
+template <bool kIsTransposed>
+__device__ __forceinline__ void LoadMatrix4(const void* row, uint32_t (&r)[4]) {
+  LoadMatrix4<kIsTransposed>(SharedAddress(row), r);
+}
+// Transposes an 8 x 8 matrix of 16-bit elements: lane 4 g + t holds [g][2t] and [g][2t + 1].
+__device__ __forceinline__ uint32_t TransposeMatrix(uint32_t r) {
+  uint32_t transposed;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(transposed) : "r"(r));
+  return transposed;
 }
 // The same for two matrices, addressed by lanes 0 to 15.
 template <bool kIsTransposed>

@@ -50,8 +50,9 @@ inline bool HasTensorMap(const void* data, int64_t inner, int element_bytes) {
   return reinterpret_cast<uintptr_t>(data) % 16 == 0 && inner * element_bytes % 16 == 0;
 }
 
-// The driver's encoder, found at run time: the library does not link against the driver.
-inline Status EncodeTensorMap(const TensorBox& box, CUtensorMap* map) {
+// The driver's encoder, found at run time: the library does not link against the driver. Null where
+// there is none.
+inline auto TensorMapEncoder() {
   using Encode = decltype(&cuTensorMapEncodeTiled);
   static const Encode encode = [] {
     void* function = nullptr;
@@ -61,6 +62,14 @@ inline Status EncodeTensorMap(const TensorBox& box, CUtensorMap* map) {
     const bool is_found = error == cudaSuccess && found == cudaDriverEntryPointSuccess;
     return is_found ? reinterpret_cast<Encode>(function) : nullptr;
   }();
+  return encode;
+}
+
+// Encodes `rank` dimensions, the innermost first; `strides` are the bytes of all but that one.
+inline Status EncodeTensorMap(const TensorBox& box, int rank, const cuuint64_t* sizes,
+                              const cuuint64_t* strides, const cuuint32_t* box_sizes,
+                              CUtensorMap* map) {
+  const auto encode = TensorMapEncoder();
   if (encode == nullptr)
     return Status(Code::kDevice, "EncodeTensorMap: the driver has no cuTensorMapEncodeTiled");
   const CUtensorMapDataType type = box.dtype == DType::kFloat32 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32
@@ -71,21 +80,41 @@ inline Status EncodeTensorMap(const TensorBox& box, CUtensorMap* map) {
                                      : box.swizzle_bytes == 64 ? CU_TENSOR_MAP_SWIZZLE_64B
                                      : box.swizzle_bytes == 32 ? CU_TENSOR_MAP_SWIZZLE_32B
                                                                : CU_TENSOR_MAP_SWIZZLE_NONE;
-  const int64_t element_bytes = box.dtype == DType::kFloat32 ? 4 : 2;
-  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(box.inner),
-                               static_cast<cuuint64_t>(box.outer)};
-  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(box.inner * element_bytes)};
-  const cuuint32_t box_sizes[2] = {static_cast<cuuint32_t>(box.box_inner),
-                                   static_cast<cuuint32_t>(box.box_outer)};
-  const cuuint32_t steps[2] = {1, 1};
+  const cuuint32_t steps[3] = {1, 1, 1};
   const CUresult result =
-      encode(map, type, 2, const_cast<void*>(box.data), sizes, strides, box_sizes, steps,
+      encode(map, type, rank, const_cast<void*>(box.data), sizes, strides, box_sizes, steps,
              CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
              CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result == CUDA_SUCCESS) return Status();
   return Status(Code::kDevice, "EncodeTensorMap: the driver refused a matrix of " +
                                    std::to_string(box.outer) + " x " + std::to_string(box.inner) +
                                    " (error " + std::to_string(result) + ")");
+}
+
+inline int64_t RowBytes(const TensorBox& box) { return box.inner * SizeOf(box.dtype); }
+
+inline Status EncodeTensorMap(const TensorBox& box, CUtensorMap* map) {
+  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(box.inner),
+                               static_cast<cuuint64_t>(box.outer)};
+  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(RowBytes(box))};
+  const cuuint32_t box_sizes[2] = {static_cast<cuuint32_t>(box.box_inner),
+                                   static_cast<cuuint32_t>(box.box_outer)};
+  return EncodeTensorMap(box, 2, sizes, strides, box_sizes, map);
+}
+
+// The matrix as [inner / box_inner][outer][box_inner], of which a box holds `num_slabs` times
+// box_outer rows: several boxes side by side in one copy. An incomplete last slab is left out.
+inline Status EncodeSlabTensorMap(const TensorBox& box, int num_slabs, CUtensorMap* map) {
+  const int64_t slab_bytes = int64_t{box.box_inner} * SizeOf(box.dtype);
+  const cuuint64_t sizes[3] = {static_cast<cuuint64_t>(box.box_inner),
+                               static_cast<cuuint64_t>(box.outer),
+                               static_cast<cuuint64_t>(box.inner / box.box_inner)};
+  const cuuint64_t strides[2] = {static_cast<cuuint64_t>(RowBytes(box)),
+                                 static_cast<cuuint64_t>(slab_bytes)};
+  const cuuint32_t box_sizes[3] = {static_cast<cuuint32_t>(box.box_inner),
+                                   static_cast<cuuint32_t>(box.box_outer),
+                                   static_cast<cuuint32_t>(num_slabs)};
+  return EncodeTensorMap(box, 3, sizes, strides, box_sizes, map);
 }
 
 }  // namespace blocksparse

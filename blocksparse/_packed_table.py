@@ -1,0 +1,175 @@
+"""Tables of the packed products: fprop and dx for block sizes 8 and 16. Only numpy here.
+
+The kernel (`src/kernels/matmul_packed.cuh`) multiplies 128 samples by a *group* of block columns of
+the result. W is packed for it, in every call, into *units*: 16 input features by 16 or 32 output
+features, each 1 or more stored blocks and zeros for the blocks between them. A *stage* is what the
+kernel loads at a time: one or two spans of 64 input features, and the units of a group that lie in
+them. The form of the section is documented in `src/kernels/matmul_packed.h`, field for field.
+"""
+
+import numpy as np
+
+from blocksparse._column_groups import column_groups
+
+DEPTH = 16  # input features of a unit
+ROWS = 4  # of units in a span of 64 input features
+SPANS = 2  # of a stage, at most
+FEATURES = 384  # output features of a group, at most
+# On average at most this many: 12 groups for 4096 features divide the SMs of an H200.
+MEAN_FEATURES = 352
+# Output features of a unit -> shares of a group, mask bits of a row of a share.
+SHARES = {16: 6, 32: 2}
+ROW_BITS = {16: 4, 32: 8}
+MASK_BITS = 192  # of a stage
+# A stage has two spans if their units take at most this many bytes: three stages fit an SM.
+STAGE_BYTES = 42 * 1024
+# Wide units where they are fewer than this share of the narrow ones.
+WIDE_SHARE = 0.78
+
+
+def packed_sections(layout):
+    """The sections `packed_fprop` and `packed_dx`; {} for a layout that the kernel does not serve."""
+    if layout.block_size not in (8, 16):
+        return {}
+    return {
+        "packed_fprop": packed_table(layout, is_dx=False),
+        "packed_dx": packed_table(layout, is_dx=True),
+    }
+
+
+def packed_table(layout, is_dx):
+    """The section of one direction.
+
+    Returns:
+      (int64 vector, (groups, stages, units of a stage | spans << 16 | unit features << 24)).
+    """
+    blocks = layout.coordinates.astype(np.int64)
+    row, column = (blocks[:, 1], blocks[:, 0]) if is_dx else (blocks[:, 0], blocks[:, 1])
+    mask = layout.mask.T if is_dx else layout.mask
+    # Rows of units.
+    per_row = DEPTH // layout.block_size
+    row_masks = _padded(mask, per_row).reshape(-1, per_row, mask.shape[1]).any(axis=1)
+    narrow, wide = (
+        np.count_nonzero(_unit_masks(row_masks, w // layout.block_size)) for w in (16, 32)
+    )
+    width = 32 if wide < WIDE_SHARE * narrow else 16
+    columns = _columns(row_masks, width // layout.block_size, width)
+    return _Plan(row, column, len(row_masks), columns, layout.block_size, width).section()
+
+
+def _padded(mask, multiple):
+    """The mask with empty rows up to a multiple."""
+    return np.pad(mask, ((0, -len(mask) % multiple), (0, 0)))
+
+
+def _unit_masks(row_masks, per_unit):
+    """bool[rows, unit columns] of block columns in their natural order."""
+    padded = _padded(row_masks.T, per_unit)
+    return padded.reshape(-1, per_unit, len(row_masks)).any(axis=1).T
+
+
+def _columns(row_masks, per_unit, width):
+    """int64[groups, shares, unit columns, block columns of a unit]: the block columns, -1 for none.
+
+    Shares have the units, and groups the shares, that need the same rows. Wide units have the
+    blocks of 16 that fill them best. Blocks of 8 keep their neighbours: apart, their rows of y
+    would be written by half sectors.
+    """
+
+    def masks_of(members):
+        empty = np.zeros((len(row_masks), 1), bool)
+        return np.concatenate([row_masks, empty], axis=1)[:, members].any(axis=2)
+
+    num_columns = row_masks.shape[1]
+    units = np.arange(num_columns + -num_columns % per_unit).reshape(-1, per_unit)
+    units[units >= num_columns] = -1
+    if width == 16 * per_unit and per_unit > 1:
+        units = column_groups(row_masks, per_unit, 8)
+    num_groups = -(-len(units) * width // MEAN_FEATURES)
+    shares = SHARES[width]
+    per_share = FEATURES // shares // width
+    unit_masks = masks_of(units)
+    units = np.concatenate([units, np.full((1, per_unit), -1)])
+    if width == 32:
+        groups = column_groups(unit_masks, shares * per_share, 4, num_groups)
+        groups = groups.reshape(num_groups, per_share, shares).swapaxes(1, 2)
+    else:
+        parts = column_groups(unit_masks, per_share, 1.5, num_groups * shares)
+        part_masks = masks_of(units[parts].reshape(len(parts), -1))
+        groups = parts[column_groups(part_masks, shares, 4, num_groups)]
+    return units[groups]
+
+
+class _Plan:
+    """Units of one width.
+
+    Args:
+      row, column: int64[num_blocks]; where the blocks lie, by input and output of this direction.
+      num_rows: rows of units.
+      columns: of `_columns`.
+      block_size: B.
+      width: output features of a unit.
+    """
+
+    def __init__(self, row, column, num_rows, columns, block_size, width):
+        self.width, self.columns = width, columns
+        self.num_groups, self.shares, per_share, self.per_unit = columns.shape
+        position = np.empty(columns.max() + 1, np.int64)
+        position[columns[columns >= 0]] = np.flatnonzero(columns >= 0)
+        unit_column, right = np.divmod(position[column], self.per_unit)
+        unit_row, deep = np.divmod(row, DEPTH // block_size)
+        span, unit_row = np.divmod(unit_row, ROWS)
+        self.num_spans = -(-num_rows // ROWS)
+        # Units in the order of group, span, share, row, column: one integer.
+        share, bit = np.divmod(unit_column, per_share)
+        group, share = np.divmod(share, self.shares)
+        key = (group * self.num_spans + span) * self.shares + share
+        key = (key * ROWS + unit_row) * 8 + bit
+        self.units, self.unit_of_block = np.unique(key, return_inverse=True)
+        self.part = right * (DEPTH // block_size) + deep
+
+    def section(self):
+        line, bit = np.divmod(self.units, 8)  # a line: group, span, share, row
+        spans, span_of_unit = np.unique(line // (self.shares * ROWS), return_inverse=True)
+        group, span = np.divmod(spans, self.num_spans)
+        units_of_span = np.bincount(span_of_unit)
+        unit_bytes = DEPTH * self.width * 2
+        is_second = _is_second(group, units_of_span, STAGE_BYTES // unit_bytes)
+        stage = np.cumsum(~is_second) - 1
+        stage_ptr = np.searchsorted(group[~is_second], np.arange(self.num_groups + 1))
+        units_of_stage = np.bincount(stage, units_of_span).astype(np.int64)
+        num_stages = len(units_of_stage)
+
+        # A stage's units lie by share first, so that each reads a run of them.
+        row = is_second[span_of_unit] * ROWS + line % ROWS
+        mask = (line // ROWS % self.shares * (SPANS * ROWS) + row) * ROW_BITS[self.width] + bit
+        mask += stage[span_of_unit] * MASK_BITS
+        rank = np.empty(len(mask), np.int64)
+        rank[np.argsort(mask)] = np.arange(len(mask))
+
+        masks = np.zeros(num_stages * MASK_BITS, bool)
+        masks[mask] = True
+        masks = np.packbits(masks, bitorder="little").view(np.int64).reshape(num_stages, -1)
+        features = np.full((num_stages, SPANS), -1, np.int32)
+        features[stage, is_second.astype(int)] = span * ROWS * DEPTH
+        first = np.cumsum(units_of_stage) - units_of_stage
+        table = np.column_stack([masks, features.view(np.int64), first | units_of_stage << 32])
+
+        parts = self.per_unit * (DEPTH * self.per_unit // self.width)
+        blocks = np.full(-(-len(mask) * parts // 2) * 2, -1, np.int32)
+        blocks[rank[self.unit_of_block] * parts + self.part] = np.arange(len(self.part))
+        columns = self.columns.astype(np.int32).ravel()
+        vector = np.concatenate(
+            [stage_ptr, table.ravel(), columns.view(np.int64), blocks.view(np.int64)]
+        )
+        sizes = int(units_of_stage.max()) | (1 + int(is_second.any())) << 16 | self.width << 24
+        return vector, (self.num_groups, num_stages, sizes)
+
+
+def _is_second(group, units, limit):
+    """Which spans join the one before them in a stage: of the same group, with few enough units."""
+    fits = np.zeros(len(group), bool)
+    fits[1:] = (group[1:] == group[:-1]) & (units[1:] + units[:-1] <= limit)
+    index = np.arange(len(group))
+    run = index - np.maximum.accumulate(np.where(fits, 0, index))  # of spans that fit, from 1 on
+    return run % 2 == 1
