@@ -36,7 +36,14 @@ SECTIONS = (
 )
 # Sections that only some GPU kernels read; a layout without one gets another kernel.
 # `_gpu_tables.py` makes them.
-GPU_SECTIONS = ("wide_fprop", "wide_dx", "packed_fprop", "packed_dx", "dw_regions")
+GPU_SECTIONS = (
+    "wide_fprop",
+    "wide_dx",
+    "packed_fprop",
+    "packed_dx",
+    "dw_regions_0",
+    "dw_regions_1",
+)
 DW_TILE_ROWS = 128
 
 

@@ -100,8 +100,8 @@ Status MatmulGateGradGpu(const MatmulGateGradArgs& args, Stream stream);
 Status MatmulWorkspaceBytes(const MatmulArgs& args, int64_t* bytes);
 
 // Scratch of MatmulDwGpu: float32 partial sums where few blocks meet a long batch, at most
-// kMaxDwSplits copies of a dw that does not fill the device (under 36 MiB on an H200), 0 otherwise.
-// Its contents do not matter.
+// kMaxDwSplits copies of a dw that does not fill the device (under 36 MiB on an H200), 0 otherwise;
+// on sm_90 as matmul_region_dw.h says. Its contents do not matter.
 Status MatmulDwWorkspaceBytes(const MatmulDwArgs& args, int64_t* bytes);
 
 }  // namespace blocksparse

@@ -4,6 +4,7 @@
 #include "src/kernels/common/reduce.cuh"
 #include "src/kernels/matmul_instances.h"
 #include "src/kernels/matmul_packed.h"
+#include "src/kernels/matmul_region_dw.h"
 #include "src/kernels/matmul_stream.h"
 #include "src/kernels/matmul_wide.h"
 
@@ -25,20 +26,27 @@ Status WithMath(DType dtype, bool allow_tf32, F f) {
 }
 
 struct SumParams {
-  const float* partial;  // [num_splits, size]
-  void* sum;             // [size]
+  const float4* partial;  // [num_splits, size]
+  void* sum;              // [size] fours
+  bool is_sum_aligned;
   int num_splits;
   int64_t size;
 };
 
-// sum[i] = the splits' partial sums, in order.
+// sum[i] = the splits' partial sums, in order; four elements a thread.
 template <typename T>
 __global__ void SumSplitsKernel(const __grid_constant__ SumParams p) {
   const int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
   if (i >= p.size) return;
-  float sum = p.partial[i];
-  for (int s = 1; s < p.num_splits; ++s) sum += p.partial[s * p.size + i];
-  static_cast<T*>(p.sum)[i] = T(sum);
+  float4 sum = p.partial[i];
+  for (int s = 1; s < p.num_splits; ++s) {
+    const float4 next = p.partial[s * p.size + i];
+    sum.x += next.x;
+    sum.y += next.y;
+    sum.z += next.z;
+    sum.w += next.w;
+  }
+  StoreFour(static_cast<T*>(p.sum) + 4 * i, sum, p.is_sum_aligned);
 }
 
 constexpr int kSumThreads = 256;
@@ -104,6 +112,7 @@ Status MatmulWorkspaceBytes(const MatmulArgs& args, int64_t* bytes) {
 }
 
 Status MatmulDwWorkspaceBytes(const MatmulDwArgs& args, int64_t* bytes) {
+  if (RegionDwServes(args)) return RegionDwWorkspaceBytes(args, bytes);
   DwSplit split = {};
   BLOCKSPARSE_RETURN_IF_ERROR(SplitOf(args, &split));
   *bytes = split.num_splits > 1
@@ -113,13 +122,18 @@ Status MatmulDwWorkspaceBytes(const MatmulDwArgs& args, int64_t* bytes) {
 }
 
 Status MatmulDwGpu(const MatmulDwArgs& args, Stream stream) {
+  if (RegionDwServes(args)) return MatmulRegionDw(args, stream);
   DwSplit split = {};
   BLOCKSPARSE_RETURN_IF_ERROR(SplitOf(args, &split));
   BLOCKSPARSE_RETURN_IF_ERROR(WithMath(args.dtype, args.allow_tf32, [&](auto kernels) {
     return decltype(kernels)::Dw(args, split, stream);
   }));
-  if (split.num_splits == 1) return Status();
-  const SumParams params = {args.workspace, args.dw, split.num_splits, DwSize(args.layout)};
+  return split.num_splits == 1 ? Status() : SumDwSplits(args, split.num_splits, stream);
+}
+
+Status SumDwSplits(const MatmulDwArgs& args, int num_splits, Stream stream) {
+  const SumParams params = {reinterpret_cast<const float4*>(args.workspace), args.dw,
+                            IsVectorAligned(args.dw), num_splits, DwSize(args.layout) / 4};
   const int64_t num_thread_blocks = (params.size + kSumThreads - 1) / kSumThreads;
   return WithGpuType(args.dw_dtype, [&](auto t) {
     return Launch("SumSplitsKernel", SumSplitsKernel<decltype(t)>, num_thread_blocks, kSumThreads,

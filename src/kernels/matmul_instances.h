@@ -29,6 +29,9 @@ struct MatmulKernels {
   static Status Dw(const MatmulDwArgs& args, const DwSplit& split, Stream stream);
 };
 
+// args.dw = the sum of num_splits float32 copies of it in args.workspace, in their order.
+Status SumDwSplits(const MatmulDwArgs& args, int num_splits, Stream stream);
+
 }  // namespace blocksparse
 
 #endif  // BLOCKSPARSE_KERNELS_MATMUL_INSTANCES_H_

@@ -6,6 +6,7 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
+#include <type_traits>
 
 #include "src/kernels/common/arch.h"
 
@@ -139,6 +140,19 @@ __device__ __forceinline__ void StoreVector(T* global, const T* shared, int64_t 
 #pragma unroll
   for (int i = 0; i < kVector; ++i) {
     if (i < num_valid) global[i] = shared[i];
+  }
+}
+
+// Four neighbours, converted. is_aligned: `global` is aligned to all four.
+template <typename T>
+__device__ __forceinline__ void StoreFour(T* global, float4 values, bool is_aligned) {
+  alignas(kVectorBytes) const T four[4] = {T(values.x), T(values.y), T(values.z), T(values.w)};
+  if (is_aligned) {
+    using Vector = std::conditional_t<sizeof(T) == 4, uint4, uint2>;
+    *reinterpret_cast<Vector*>(global) = *reinterpret_cast<const Vector*>(four);
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) global[i] = four[i];
   }
 }
 

@@ -65,7 +65,8 @@ enum Section : int32_t {
   kSectionWideDx,
   kSectionPackedFprop,
   kSectionPackedDx,
-  kSectionDwRegions,
+  kSectionDwRegions0,
+  kSectionDwRegions1,
   kNumSections,
 };
 

@@ -30,6 +30,13 @@ __device__ __forceinline__ int Lane() { return threadIdx.x % kWarpSize; }
 __device__ __forceinline__ int MmaRow() { return Lane() / 4; }
 __device__ __forceinline__ int MmaCol() { return Lane() % 4 * 2; }
 
+// The same number, of which the compiler knows nothing: what is computed from it is computed where
+// it is used, and takes no register in between.
+__device__ __forceinline__ uint32_t Opaque(uint32_t value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
 // ldmatrix: four 8 x 8 matrices of 16-bit elements; lane i gives the address of row i % 8 of matrix
 // i / 8.
 template <bool kIsTransposed>
@@ -49,6 +56,25 @@ __device__ __forceinline__ void LoadMatrix4(uint32_t row, uint32_t (&r)[4]) {
 template <bool kIsTransposed>
 __device__ __forceinline__ void LoadMatrix4(const void* row, uint32_t (&r)[4]) {
   LoadMatrix4<kIsTransposed>(SharedAddress(row), r);
+}
+// The same where `is_wanted`, which is one value for the warp; elsewhere r stays as it is.
+template <bool kIsTransposed>
+__device__ __forceinline__ void LoadMatrix4If(bool is_wanted, uint32_t row, uint32_t (&r)[4]) {
+  if constexpr (kIsTransposed) {
+    asm volatile(
+        "{ .reg .pred p; setp.ne.b32 p, %5, 0;\n"
+        "@p ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4]; }"
+        : "+r"(r[0]), "+r"(r[1]), "+r"(r[2]), "+r"(r[3])
+        : "r"(row), "r"(int{is_wanted})
+        : "memory");
+  } else {
+    asm volatile(
+        "{ .reg .pred p; setp.ne.b32 p, %5, 0;\n"
+        "@p ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4]; }"
+        : "+r"(r[0]), "+r"(r[1]), "+r"(r[2]), "+r"(r[3])
+        : "r"(row), "r"(int{is_wanted})
+        : "memory");
+  }
 }
 // Transposes an 8 x 8 matrix of 16-bit elements: lane 4 g + t holds [g][2t] and [g][2t + 1].
 __device__ __forceinline__ uint32_t TransposeMatrix(uint32_t r) {

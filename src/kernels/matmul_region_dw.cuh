@@ -1,0 +1,216 @@
+// dw by regions: a thread block computes one region of the table (matmul_region_dw.h) over one part
+// of the batch.
+//
+// One warp copies each step's chunks to a ring in shared memory; the others have a share of the
+// region's units each, whose sums stay in their registers (matmul_region_dw_walks.cuh).
+#ifndef BLOCKSPARSE_KERNELS_MATMUL_REGION_DW_CUH_
+#define BLOCKSPARSE_KERNELS_MATMUL_REGION_DW_CUH_
+
+#include "src/kernels/common/cuda_launch.h"
+#include "src/kernels/common/dispatch.h"
+#include "src/kernels/common/load_store.cuh"
+#include "src/kernels/common/tensor_map.h"
+#include "src/kernels/common/tensor_map_replace.cuh"
+#include "src/kernels/matmul_region_dw_walks.cuh"
+
+namespace blocksparse {
+
+// The copying warp: each lane brings one chunk of every step.
+template <class Policy>
+__device__ __forceinline__ void CopySteps(const RegionDwParams& p, const DwRegion& region,
+                                          const RegionRing& ring, const RegionSplit& split) {
+  const int lane = Lane();
+  const bool has_chunk = lane < region.num_chunks();
+  const bool is_dy = lane >= region.num_x;
+  const int feature =
+      has_chunk ? static_cast<int>(static_cast<uint32_t>(region.chunks[lane]) * Policy::kChunk) : 0;
+  const CUtensorMap* maps = (p.more_maps == nullptr ? p.maps : p.more_maps) + is_dy;
+  int pair = 0;
+  int step = split.first_step;
+  while (step >= p.pair_steps[pair]) step -= p.pair_steps[pair++];
+  RegionPosition position;
+  for (int i = 0; i < split.num_steps; ++i) {
+    const uint32_t full = ring.Full(position.stage);
+    WaitBarrier(ring.Empty(position.stage), position.parity ^ 1);
+    if (lane == 0) ArriveExpecting(full, region.num_chunks() * Policy::kChunkBytes);
+    __syncwarp();
+    if (has_chunk) {
+      const int sample = step * Policy::kStep;
+      LoadTile(ring.Stage(position.stage) + lane * Policy::kChunkBytes, maps + 2 * pair,
+               Policy::kIsAxis1 ? feature : sample, Policy::kIsAxis1 ? sample : feature, full);
+    }
+    position.Advance(ring.num_stages);
+    if (++step == p.pair_steps[pair]) {
+      step = 0;
+      ++pair;
+    }
+  }
+}
+
+// The blocks of a unit, by rows; -1 where there is none to write.
+struct UnitBlocks {
+  const int32_t* words;  // of the walk's entry: a vertex, then the unit that ends there
+  int64_t num_blocks;
+  const float* gate;
+
+  __device__ __forceinline__ UnitBlocks(const RegionDwParams& p, int64_t entry, int blocks_per_unit)
+      : words(p.entries + entry * RegionEntryWords(blocks_per_unit)),
+        num_blocks(p.num_blocks),
+        gate(p.gate) {}
+
+  __device__ __forceinline__ int Vertex() const { return words[0]; }
+  __device__ __forceinline__ int64_t Block(int i) const {
+    const int block = words[1 + i];
+    return block >= 0 && block < num_blocks ? block : -1;
+  }
+  // Whether it is there, and not gated off.
+  __device__ __forceinline__ bool IsWanted(int i) const {
+    const int64_t block = Block(i);
+    return block >= 0 && (gate == nullptr || gate[block] != 0.f);
+  }
+};
+
+// Writes a unit's blocks, those gated off as zeros: all of them where there is no tile.
+template <class Policy>
+__device__ __forceinline__ void StoreUnit(const RegionDwParams& p, const UnitBlocks& unit,
+                                          int64_t first_block, const float* tile,
+                                          bool is_transposed) {
+  constexpr int kFoursPerRow = Policy::kUnit / 4;
+  constexpr int kLd = UnitTile<Policy>::kLd;
+  const int shift = p.block_shift;
+  const int mask = (1 << shift) - 1;
+#pragma unroll 1
+  for (int i = Lane(); i < Policy::kUnit * kFoursPerRow; i += kWarpSize) {
+    const int row = i / kFoursPerRow;
+    const int col = i % kFoursPerRow * 4;
+    const int idx = (row >> shift) * (Policy::kUnit >> shift) + (col >> shift);
+    const int64_t block = unit.Block(idx);
+    if (block < 0) continue;
+    float4 values = make_float4(0.f, 0.f, 0.f, 0.f);
+    if (tile != nullptr && unit.IsWanted(idx)) {
+      if (is_transposed) {
+        const float* from = tile + col * kLd + row;
+        values = make_float4(from[0], from[kLd], from[2 * kLd], from[3 * kLd]);
+      } else {
+        values = *reinterpret_cast<const float4*>(tile + row * kLd + col);
+      }
+    }
+    const int64_t offset =
+        ((((first_block + block) << shift) + (row & mask)) << shift) + (col & mask);
+    if (p.is_dw_float) {
+      StoreFour(static_cast<float*>(p.dw) + offset, values, p.is_dw_aligned);
+    } else {
+      StoreFour(static_cast<typename Policy::T*>(p.dw) + offset, values, p.is_dw_aligned);
+    }
+  }
+}
+
+// A warp's share of a region: reads its entries, multiplies, stores.
+template <class Policy>
+__device__ __forceinline__ void ComputeWalks(const RegionDwParams& p, const DwRegion& region,
+                                             const RegionRing& ring, float* stages,
+                                             const RegionSplit& split) {
+  constexpr int kRunEntries = Policy::kRun + 1;
+  const int warp = threadIdx.x / kWarpSize;
+  const int lane = Lane();
+  const int blocks_per_unit = 1 << 2 * (Policy::kUnitShift - p.block_shift);
+  const int64_t* ends = p.walks + (int64_t{region.index} * Policy::kWarps + warp);
+  const int64_t begin = ends[0];
+  const int64_t length = ends[1] - begin;
+  const bool is_valid =
+      begin >= 0 && ends[1] <= p.num_entries && length > 0 && length <= Policy::kMaxEntries;
+  const int num_entries = is_valid ? static_cast<int>(length) : 0;
+
+  // Each lane looks at one entry.
+  int vertex = 0;
+  bool is_wanted = false;
+  if (lane < num_entries) {
+    const UnitBlocks unit(p, begin + lane, blocks_per_unit);
+    vertex = unit.Vertex();
+    if (vertex < 0 || vertex >= region.num_chunks() * Policy::kUnitsPerChunk) vertex = 0;
+    for (int i = 0; i < blocks_per_unit; ++i)
+      is_wanted |= lane % kRunEntries > 0 && unit.IsWanted(i);
+  }
+  // Walks that are gated off are left out at both ends, and units at the last.
+  const uint32_t wanted = __ballot_sync(~0u, is_wanted);
+  const int first = wanted == 0 ? 0 : (__ffs(wanted) - 1) / kRunEntries * kRunEntries;
+  const int used = wanted == 0 ? 0 : kWarpSize - __clz(wanted) - first;
+  const int count = used - (used + kRunEntries - 1) / kRunEntries;
+  const uint32_t is_dy = __ballot_sync(~0u, vertex >= region.num_x * Policy::kUnitsPerChunk);
+  float* tiles = stages + warp * Policy::kSlots * UnitTile<Policy>::kSize;
+  MultiplySteps<Policy>(count, WarpWalks<Policy>(vertex, first), ring, split.num_steps, tiles);
+  __syncwarp();
+
+  const int64_t first_block = split.index * p.num_blocks;
+#pragma unroll 1
+  for (int i = 0, slot = -first / kRunEntries * Policy::kRun; i < num_entries; ++i) {
+    const int start = i / kRunEntries * kRunEntries;
+    if (i == start) continue;
+    const float* tile =
+        slot >= 0 && slot < count ? tiles + slot * UnitTile<Policy>::kSize : nullptr;
+    StoreUnit<Policy>(p, UnitBlocks(p, begin + i, blocks_per_unit), first_block, tile,
+                      (is_dy >> start & 1) != 0);
+    ++slot;
+  }
+}
+
+template <class Policy>
+__global__ void __launch_bounds__(Policy::kThreads, 1)
+    RegionDwKernel(const __grid_constant__ RegionDwParams p) {
+#ifdef BLOCKSPARSE_HAS_HOPPER
+  extern __shared__ unsigned char smem[];
+  const DwRegion region(p, blockIdx.x / p.num_splits);
+
+  RegionRing ring;
+  const uint32_t padding = -SharedAddress(smem) % Policy::kAlignment;
+  ring.stages = SharedAddress(smem) + padding;
+  ring.barriers = ring.stages + Policy::kRingBytes;
+  ring.stage_bytes = region.num_chunks() * Policy::kChunkBytes;
+  ring.num_stages = min(Policy::kMaxStages, Policy::kRingBytes / max(ring.stage_bytes, 1));
+  if (region.num_chunks() == 0) return;  // a damaged table
+  if (threadIdx.x == 0) {
+    for (int s = 0; s < ring.num_stages; ++s) {
+      InitBarrier(ring.Full(s), 1);
+      InitBarrier(ring.Empty(s), Policy::kWarps);
+    }
+    FenceBarrierInit();
+  }
+  if (p.more_maps != nullptr)
+    for (int i = threadIdx.x; i < 2 * p.num_pairs; i += Policy::kThreads)
+      AcquireTensorMap(p.more_maps + i);
+  __syncthreads();
+
+  if (threadIdx.x >= Policy::kWarps * kWarpSize) {
+    GiveRegisters<Policy::kCopyRegisters>();
+    if (threadIdx.x < (Policy::kWarps + 1) * kWarpSize)
+      CopySteps<Policy>(p, region, ring, RegionSplit(p));
+  } else {
+    TakeRegisters<Policy::kRegisters>();
+    ComputeWalks<Policy>(p, region, ring, reinterpret_cast<float*>(smem + padding), RegionSplit(p));
+  }
+#endif
+}
+
+template <class Policy>
+Status LaunchRegionDw(const RegionDwParams& params, Stream stream) {
+  return Launch("RegionDwKernel", RegionDwKernel<Policy>,
+                int64_t{params.num_regions} * params.num_splits, Policy::kThreads,
+                Policy::kSmemBytes, stream, params);
+}
+
+template <typename T, int kUnit>
+bool RegionDwKernels<T, kUnit>::AreCompiled() {
+  return HasHopperCode(RegionDwKernel<RegionDwPolicy<T, kUnit, true>>);
+}
+
+template <typename T, int kUnit>
+Status RegionDwKernels<T, kUnit>::Run(int feature_axis, const RegionDwParams& params,
+                                      Stream stream) {
+  return WithBool(feature_axis == 1, [&](auto is_axis_1) {
+    return LaunchRegionDw<RegionDwPolicy<T, kUnit, is_axis_1()>>(params, stream);
+  });
+}
+
+}  // namespace blocksparse
+
+#endif  // BLOCKSPARSE_KERNELS_MATMUL_REGION_DW_CUH_
