@@ -117,14 +117,14 @@ def test_groups_share_rows_and_cost_the_same():
     rng = np.random.default_rng(0)
     hidden = rng.permutation(96)  # twelve kinds of columns that share nothing
     mask = np.arange(96)[:, None] // 8 == (hidden // 8)[None]
-    groups = _column_groups.column_groups(mask, 12, 8, row_cost=4)
+    groups = _column_groups.column_groups(mask, 8, 4, num_groups=12)
     rows = np.where(groups[..., None] >= 0, mask.T[groups], False).any(axis=1).sum(axis=1)
     assert rows.tolist() == [8] * 12
 
 
 def test_the_natural_order_stays_where_it_is_best():
     mask = np.kron(np.eye(4), np.ones((5, 6))).astype(bool)
-    groups = _column_groups.column_groups(mask, 4, 6, row_cost=4)
+    groups = _column_groups.column_groups(mask, 6, 4, num_groups=4)
     assert groups.tolist() == np.arange(24).reshape(4, 6).tolist()
 
 
