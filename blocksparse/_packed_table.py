@@ -28,7 +28,7 @@ WIDE_SHARE = 0.78
 
 
 def packed_sections(layout):
-    """The sections `packed_fprop` and `packed_dx`; {} for a layout that the kernel does not serve."""
+    """The sections `packed_fprop` and `packed_dx`; {} for other block sizes than 8 and 16."""
     if layout.block_size not in (8, 16):
         return {}
     return {
