@@ -7,6 +7,7 @@
 #include "src/kernels/matmul_region_dw.h"
 #include "src/kernels/matmul_stream.h"
 #include "src/kernels/matmul_wide.h"
+#include "src/kernels/matmul_wide_float.h"
 
 namespace blocksparse {
 namespace {
@@ -93,10 +94,14 @@ bool StreamServes(const MatmulArgs& args) {
 }
 
 static bool IsForWide(const MatmulArgs& args) { return !StreamServes(args) && WideServes(args); }
+static bool IsForWideFloat(const MatmulArgs& args) {
+  return !StreamServes(args) && WideFloatServes(args);
+}
 
 Status MatmulGpu(const MatmulArgs& args, Stream stream) {
   if (PackedServes(args)) return MatmulPacked(args, stream);
   if (IsForWide(args)) return MatmulWide(args, stream);
+  if (IsForWideFloat(args)) return MatmulWideFloat(args, stream);
   return WithMath(args.dtype, args.allow_tf32, [&](auto kernels) {
     using Kernels = decltype(kernels);
     if (StreamServes(args)) return MatmulStreamFor<typename Kernels::Math>(args, stream);
@@ -107,6 +112,7 @@ Status MatmulGpu(const MatmulArgs& args, Stream stream) {
 Status MatmulWorkspaceBytes(const MatmulArgs& args, int64_t* bytes) {
   if (PackedServes(args)) return PackedWorkspaceBytes(args, bytes);
   if (IsForWide(args)) return WideWorkspaceBytes(args, bytes);
+  if (IsForWideFloat(args)) return WideFloatWorkspaceBytes(args, bytes);
   *bytes = 0;
   return Status();
 }
