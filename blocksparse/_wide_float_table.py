@@ -6,12 +6,11 @@ Only numpy here.
 
 import numpy as np
 
-from blocksparse._column_groups import balance_workers, column_groups
-from blocksparse._wide_table import BLOCK_SIZES, LARGEST, MAX_SLICES, RING_BYTES, ROWS, place
+from blocksparse._column_groups import column_groups
+from blocksparse._wide_table import BLOCK_SIZES, MAX_SLICES, RING_BYTES, ROWS, place
 
 BLOCK = 32  # that the kernel knows; larger ones are cut
-GROUP = 10  # block columns
-WORKERS = 2
+GROUP = 11  # block columns
 GRANULE_BYTES = BLOCK * BLOCK * 4
 
 
@@ -24,37 +23,24 @@ def wide_float_sections(layout):
         return {}
     numbers = np.full(layout.mask.shape, -1, np.int64)
     numbers[tuple(layout.coordinates.T)] = np.arange(layout.num_blocks)
-    while size > LARGEST:
+    while size > BLOCK:
         numbers = _cut(numbers)
         size //= 2
-    return {
-        "wide_float_fprop": _table(numbers, size, False),
-        "wide_float_dx": _table(numbers.T, size, True),
-    }
+    return {"wide_float_fprop": _table(numbers), "wide_float_dx": _table(numbers.T)}
 
 
-def _cut(numbers, is_dx=False):
-    """The four parts of each block in its place, numbered 4 block + 2 (lower half) + (right half)
-    of what is stored.
-    """
-    part = np.arange(4).reshape(2, 2)
-    parts = np.tile(part.T if is_dx else part, numbers.shape)
+def _cut(numbers):
+    """The four parts of each block in its place, numbered 4 block + 2 (lower half) + (right half)."""
+    parts = np.tile(np.arange(4).reshape(2, 2), numbers.shape)
     cut = np.repeat(np.repeat(numbers * 4, 2, axis=0), 2, axis=1) + parts
     return np.where(cut < 0, -1, cut)
 
 
-def _table(numbers, size, is_dx):
+def _table(numbers):
     """(vector, parameters) for blocks numbered `numbers`[inputs, outputs], -1 where none is."""
     mask = numbers >= 0
-    parts = size // BLOCK
-    num_groups = -(-mask.shape[1] * parts // GROUP)
-    columns = column_groups(mask, GROUP // parts, ROWS / size, num_groups, power=32)
-    if parts > 1:
-        columns = 2 * columns.repeat(2, axis=1) + np.arange(GROUP) % 2
-        columns = np.where(columns < 0, -1, columns)
-        numbers = _cut(numbers, is_dx)
-        mask = numbers >= 0
-    columns = balance_workers(columns, mask, WORKERS)
+    num_groups = -(-mask.shape[1] // GROUP)
+    columns = column_groups(mask, GROUP, ROWS / BLOCK, num_groups, power=32)
 
     # bits[group, slice]: which of the group's columns need the slice.
     by_column = np.concatenate([mask.T, np.zeros((1, mask.shape[0]), bool)])  # column -1
@@ -77,4 +63,4 @@ def _table(numbers, size, is_dx):
     ids = numbers[slice_[entry], columns[group[entry], bit]]
     ptr = np.concatenate([[0], np.cumsum(counts)])
     vector = np.concatenate([ptr, columns.ravel(), entries.ravel(), ids])
-    return vector, (len(columns), len(entries), WORKERS)
+    return vector, (len(columns), len(entries), GROUP)

@@ -62,7 +62,6 @@ def test_constants_agree():
     values = dict(re.findall(r"constexpr int (kWideFloat\w+) = (\d+);", header))
     assert int(values["kWideFloatBlock"]) == _wide_float_table.BLOCK
     assert int(values["kWideFloatGroup"]) == _wide_float_table.GROUP
-    assert int(values["kWideFloatWorkers"]) == _wide_float_table.WORKERS
 
 
 def test_no_table_where_the_kernel_does_not_serve():

@@ -26,7 +26,7 @@ bool ReadTable(const MatmulArgs& args, WideFloatParams* params) {
   WideParams* wide = &params->wide;
   const int64_t num_groups = table.parameters[0];
   const int64_t num_entries = table.parameters[1];
-  if (num_groups < 1 || num_entries < 1 || table.parameters[2] != kWideFloatWorkers) return false;
+  if (num_groups < 1 || num_entries < 1 || table.parameters[2] != kWideFloatGroup) return false;
   const int64_t parts = args.layout.block_size / kWideFloatBlock;
   const int64_t num_ids = args.layout.num_blocks * parts * parts;
   if (table.size != num_groups + 1 + num_groups * kWideFloatGroup + 2 * num_entries + num_ids)

@@ -1,10 +1,9 @@
-// y = x W and dx = dy W^T in float32 for long minibatches on sm_90a: 128 samples x 320 features of
+// y = x W and dx = dy W^T in float32 for long minibatches on sm_90a: 128 samples x 352 features of
 // the result in the registers of one thread block. The ring in shared memory and the warps that
 // fill it are those of matmul_wide_ring.cuh.
 //
-// Two warpgroups multiply, each its own block columns and all samples. x goes through registers,
-// where it is rounded or split; W comes packed, with the inner feature contiguous, which wgmma
-// needs for TensorFloat-32.
+// Two warpgroups multiply, 64 samples each. x goes through registers, where it is rounded or split;
+// W comes packed, with the inner feature contiguous, which wgmma needs for TensorFloat-32.
 #ifndef BLOCKSPARSE_KERNELS_MATMUL_WIDE_FLOAT_CUH_
 #define BLOCKSPARSE_KERNELS_MATMUL_WIDE_FLOAT_CUH_
 
@@ -34,9 +33,8 @@ __device__ __forceinline__ uint32_t SaturatedHalves(float low, float high) {
 
 template <class Policy>
 struct WideFloatWorker {
-  static constexpr int kColumns = Policy::kColumns;
-  static constexpr int kTiles = Policy::kTiles;
   static constexpr bool kIsAxis1 = Policy::kFeatureAxis == 1;
+  static constexpr int kGroup = Policy::kGroup;
   static constexpr uint32_t kHighW = DescriptorHigh(8 * kWideFloatRowBytes, Swizzle::k128);
   static constexpr uint32_t kStepW = DescriptorUnits(32);  // of wgmma's depth
   static constexpr uint32_t kBlockW = DescriptorUnits(kWideFloatBlockBytes);
@@ -44,43 +42,42 @@ struct WideFloatWorker {
   const WideFloatParams& p;
   const WideBlock<Policy>& block;
   int worker;
-  float sums[kColumns][kTiles][16];
-
-  struct Visit {
-    uint32_t low;
-    uint32_t high;
-  };
+  float sums[kGroup][16];
 
   __device__ __forceinline__ void Zero() {
 #pragma unroll
-    for (int j = 0; j < kColumns; ++j)
+    for (int j = 0; j < kGroup; ++j)
 #pragma unroll
-      for (int t = 0; t < kTiles; ++t)
-#pragma unroll
-        for (float& sum : sums[j][t]) sum = 0.f;
+      for (float& sum : sums[j]) sum = 0.f;
     Fence();
   }
   __device__ __forceinline__ void Fence() {
 #pragma unroll
-    for (int j = 0; j < kColumns; ++j)
-#pragma unroll
-      for (int t = 0; t < kTiles; ++t) FenceRegisters(sums[j][t]);
+    for (int j = 0; j < kGroup; ++j) FenceRegisters(sums[j]);
   }
 
-  // 64 samples from `x`, of rows of 128 bytes swizzled by the copy engine: features of a sample, or
-  // 32 samples.
+  // What a lane knows of an entry: its place in the ring in granules, and from bit 8 on its columns.
+  static __device__ __forceinline__ uint32_t VisitOf(const WideEntry* entries, int i, int count) {
+    if (i >= count) return 0;
+    const WideParts<Policy> parts({entries[i].low, 0});
+    return parts.place / kWideFloatBlockBytes | parts.columns << 8;
+  }
+
+  // The worker's samples of a slice, of rows of 128 bytes swizzled by the copy engine: features of
+  // a sample, or 32 samples.
   __device__ __forceinline__ void LoadSamples(uint32_t x, SampleFragment& a) const {
     const uint32_t lane = threadIdx.x % kWarpSize;
     const uint32_t warp = threadIdx.x / kWarpSize % 4;
+    const uint32_t share = x + worker * (64 * 128);
     if constexpr (kIsAxis1) {
       const uint32_t row = 16 * warp + lane % 16;
-      const uint32_t from = x + row * 128 + ((lane / 16 ^ lane % 8) << 4);
+      const uint32_t from = share + row * 128 + ((lane / 16 ^ lane % 8) << 4);
 #pragma unroll
       for (int i = 0; i < 4; ++i) LoadMatrix4<false>(from ^ i << 5, a.r[i]);
     } else {
       const uint32_t g = lane / 4;
       const uint32_t t = lane % 4;
-      const uint32_t from = x + warp / 2 * (32 * 128) + 2 * t * 128 +
+      const uint32_t from = share + warp / 2 * (32 * 128) + 2 * t * 128 +
                             ((4 * (warp % 2) + g / 4 ^ 2 * t) << 4) + g % 4 * 4;
 #pragma unroll
       for (int i = 0; i < 4; ++i)
@@ -92,34 +89,21 @@ struct WideFloatWorker {
 
   // ---- TensorFloat-32 ----
 
-  __device__ __forceinline__ void MultiplyRounded(const Visit& visit, uint32_t x, uint32_t w) {
-    // Tiles whose samples the registers hold at once.
-    constexpr int kHeld = kColumns < 6 ? kTiles : 1;
+  // The products with a slice's samples stay under way.
+  __device__ __forceinline__ void MultiplyRounded(uint32_t columns, SampleFragment& a, uint32_t w) {
 #pragma unroll
-    for (int first = 0; first < kTiles; first += kHeld) {
-      if (first > 0) WaitForWgmma<0>();
-      SampleFragment a[kHeld];
+    for (int i = 0; i < 16; ++i) asm("cvt.rna.tf32.f32 %0, %0;" : "+r"(a.r[i / 4][i % 4]));
+    FenceWgmma();
 #pragma unroll
-      for (int t = 0; t < kHeld; ++t) LoadSamples(x + (first + t) * 64 * 128, a[t]);
+    for (int j = 0; j < kGroup; ++j) {
+      if (columns & 1u << j) {
 #pragma unroll
-      for (int t = 0; t < kHeld; ++t)
-#pragma unroll
-        for (int i = 0; i < 16; ++i) asm("cvt.rna.tf32.f32 %0, %0;" : "+r"(a[t].r[i / 4][i % 4]));
-      FenceWgmma();
-      uint32_t from = w;
-#pragma unroll
-      for (int j = 0; j < kColumns; ++j) {
-        if (visit.low & 1u << (kVisitColumns + j)) {
-#pragma unroll
-          for (int k = 0; k < 4; ++k)
-#pragma unroll
-            for (int t = 0; t < kHeld; ++t)
-              MultiplyTf32(sums[j][first + t], a[t].r[k], Descriptor(from + k * kStepW, kHighW));
-          CommitWgmma();
-          from += kBlockW;
-        }
+        for (int k = 0; k < 4; ++k)
+          MultiplyTf32(sums[j], a.r[k], Descriptor(w + k * kStepW, kHighW));
+        w += kBlockW;
       }
     }
+    CommitWgmma();
   }
 
   // ---- two numbers of fp16 ----
@@ -136,160 +120,162 @@ struct WideFloatWorker {
     return __uint_as_float(SplitScale(__float_as_uint(largest)));
   }
 
-  // sums += scales (high + low) W. What is not finite is in `low` alone, which meets only the high
-  // part of W: infinity times W's low part would be NaN.
-  __device__ __forceinline__ void MultiplySplit(const Visit& visit, uint32_t x, uint32_t w) {
+  // Splits a slice's samples; samples g + 8 h were divided by scales[h]. What is not finite goes
+  // into `low` alone, which meets only the high part of W: infinity times W's low part would be
+  // NaN.
+  static __device__ __forceinline__ void Split(const SampleFragment& a, uint32_t (&high)[2][4],
+                                               uint32_t (&low)[2][4], float (&scales)[2]) {
 #pragma unroll
-    for (int t = 0; t < kTiles; ++t) {
-      uint32_t high[2][4];
-      uint32_t low[2][4];
-      float scales[2];
-      {
-        SampleFragment a;
-        LoadSamples(x + t * 64 * 128, a);
+    for (int h = 0; h < 2; ++h) {
+      scales[h] = ScaleOf(a, h);
+      const float factor = __uint_as_float(SplitReciprocal(__float_as_uint(scales[h])));
 #pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          scales[h] = ScaleOf(a, h);
-          const float factor = __uint_as_float(SplitReciprocal(__float_as_uint(scales[h])));
-#pragma unroll
-          for (int k = 0; k < 8; k += 2) {
-            const float v = __uint_as_float(a.r[k / 2][h]);
-            const float u = __uint_as_float(a.r[k / 2][h + 2]);
-            const uint32_t halves = SaturatedHalves(v * factor, u * factor);
-            const float2 rounded = __half22float2(*reinterpret_cast<const __half2*>(&halves));
-            const int at = h + k / 2 % 2 * 2;
-            high[k / 4][at] = halves;
-            const __half2 rest =
-                __floats2half2_rn(fmaf(v, factor, -rounded.x), fmaf(u, factor, -rounded.y));
-            low[k / 4][at] = *reinterpret_cast<const uint32_t*>(&rest);
-          }
-        }
-      }
-      uint32_t from = w;
-#pragma unroll
-      for (int j = 0; j < kColumns; ++j) {
-        if (visit.low & 1u << (kVisitColumns + j)) {
-          float products[16];
-          FenceWgmma();
-          StartProduct(products, low[0], Descriptor(from, kHighW));
-#pragma unroll
-          for (int k = 0; k < 2; ++k) {
-            if (k > 0)
-              Wgmma<__half, 32>::Multiply<false>(products, low[k],
-                                                 Descriptor(from + k * kStepW, kHighW));
-            Wgmma<__half, 32>::Multiply<false>(products, high[k],
-                                               Descriptor(from + (2 + k) * kStepW, kHighW));
-          }
-#pragma unroll
-          for (int k = 0; k < 2; ++k)
-            Wgmma<__half, 32>::Multiply<false>(products, high[k],
-                                               Descriptor(from + k * kStepW, kHighW));
-          CommitWgmma();
-          const uint32_t exponents = j < 2 ? visit.low >> (16 + 8 * j) : visit.high >> (8 * j - 16);
-          const float scale = __uint_as_float((exponents & 0xFF) << 23);
-          const float scale_0 = scale * scales[0];
-          const float scale_1 = scale * scales[1];
-          WaitForWgmma<0>();
-          FenceRegisters(products);
-#pragma unroll
-          for (int i = 0; i < 16; ++i)
-            sums[j][t][i] = fmaf(products[i], i & 2 ? scale_1 : scale_0, sums[j][t][i]);
-          from += kBlockW;
-        }
+      for (int k = 0; k < 4; ++k) {
+        const float u = __uint_as_float(a.r[k][h]);
+        const float v = __uint_as_float(a.r[k][h + 2]);
+        const uint32_t halves = SaturatedHalves(u * factor, v * factor);
+        const float2 back = __half22float2(*reinterpret_cast<const __half2*>(&halves));
+        const __half2 rest = __floats2half2_rn(fmaf(u, factor, -back.x), fmaf(v, factor, -back.y));
+        high[k / 2][h + k % 2 * 2] = halves;
+        low[k / 2][h + k % 2 * 2] = *reinterpret_cast<const uint32_t*>(&rest);
       }
     }
   }
 
-  __device__ __forceinline__ void Multiply(const Visit& visit) {
-    const uint32_t x = block.ring + (visit.low & 63) * kWideFloatBlockBytes;
-    const uint32_t skipped = visit.low >> kVisitSkipped & 15;
-    const uint32_t w =
-        DescriptorUnits(x) + DescriptorUnits(Policy::kSliceBytes) + skipped * kBlockW + (1u << 16);
-    if constexpr (Policy::kIsSplit) {
-      MultiplySplit(visit, x, w);
-    } else {
-      MultiplyRounded(visit, x, w);
+  // sums += scales (high + low) W, one block of W after the other.
+  __device__ __forceinline__ void MultiplySplit(uint32_t columns, const SampleFragment& a,
+                                                uint32_t w, const uint8_t* exponents) {
+    uint32_t high[2][4];
+    uint32_t low[2][4];
+    float scales[2];
+    Split(a, high, low, scales);
+#pragma unroll
+    for (int j = 0; j < kGroup; ++j) {
+      if (columns & 1u << j) {
+        const uint32_t exponent = __ldg(exponents + j);
+        float products[16];
+        FenceWgmma();
+        // The small products first, so that the large ones are added up last.
+        StartProduct(products, low[0], Descriptor(w, kHighW));
+        Wgmma<__half, 32>::Multiply<false>(products, low[1], Descriptor(w + kStepW, kHighW));
+#pragma unroll
+        for (int k = 0; k < 2; ++k)
+          Wgmma<__half, 32>::Multiply<false>(products, high[k],
+                                             Descriptor(w + (2 + k) * kStepW, kHighW));
+#pragma unroll
+        for (int k = 0; k < 2; ++k)
+          Wgmma<__half, 32>::Multiply<false>(products, high[k],
+                                             Descriptor(w + k * kStepW, kHighW));
+        CommitWgmma();
+        const float scale = __uint_as_float(exponent << 23);
+        const float scale_0 = scale * scales[0];
+        const float scale_1 = scale * scales[1];
+        WaitForWgmma<0>();
+        FenceRegisters(products);
+#pragma unroll
+        for (int i = 0; i < 16; ++i)
+          sums[j][i] = fmaf(products[i], i & 2 ? scale_1 : scale_0, sums[j][i]);
+        w += kBlockW;
+      }
     }
   }
 
-  // Writes the sums of the tile at `row`; a quad's 8 features, or 8 samples, are 32 bytes.
+  // Writes the sums of the tile at `row`.
   __device__ __forceinline__ void Store(int group, int row) const {
     const uint32_t thread = Opaque(threadIdx.x);  // or all this would take registers all the time
     const uint32_t lane = thread % kWarpSize;
     const uint32_t warp = thread / kWarpSize % 4;
     const int end = min(block.EndRow(), row + block.p.tile_rows);
-    const int first_sample = row + 16 * warp + lane / 4;
+    const int first_sample = row + 64 * worker + 16 * warp + lane / 4;
 #pragma unroll
-    for (int j = 0; j < kColumns; ++j) {
-      const int64_t column =
-          block.p.columns[int64_t{group} * kWideFloatGroup + worker * kColumns + j];
+    for (int j = 0; j < kGroup; ++j) {
+      const int64_t column = block.p.columns[int64_t{group} * kGroup + j];
       if (column < 0 || column >= block.p.num_outputs) continue;
-      const int64_t feature = column * kWideFloatBlock + 2 * (lane % 4);
 #pragma unroll
-      for (int t = 0; t < kTiles; ++t) {
+      for (int h = 0; h < 2; ++h) {
+        const int sample = first_sample + 8 * h;
+        if constexpr (kIsAxis1) {
+          // Lanes exchange pairs, so that each has four features and a quad's are 64 bytes.
+          const bool is_odd = lane % 2;
+          float* y = p.y + sample * p.num_features + column * kWideFloatBlock +
+                     4 * (lane % 4 / 2) + 8 * is_odd;
 #pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          const int sample = first_sample + 64 * t + 8 * h;
-          if (sample >= end) continue;
+          for (int c = 0; c < 4; c += 2) {
+            const float* even = sums[j] + 4 * c + 2 * h;
+            const float* odd = even + 4;
+            const float other_0 = __shfl_xor_sync(~0u, is_odd ? even[0] : odd[0], 1);
+            const float other_1 = __shfl_xor_sync(~0u, is_odd ? even[1] : odd[1], 1);
+            const float4 four = is_odd ? make_float4(other_0, other_1, odd[0], odd[1])
+                                       : make_float4(even[0], even[1], other_0, other_1);
+            if (sample < end) *reinterpret_cast<float4*>(y + 8 * c) = four;
+          }
+        } else if (sample < end) {
+          float* y = p.y + (column * kWideFloatBlock + 2 * (lane % 4)) * block.p.batch + sample;
 #pragma unroll
           for (int c = 0; c < 4; ++c) {
-            const float* d = sums[j][t] + 4 * c + 2 * h;
-            if constexpr (kIsAxis1) {
-              *reinterpret_cast<float2*>(p.y + sample * p.num_features + feature + 8 * c) =
-                  make_float2(d[0], d[1]);
-            } else {
-              float* y = p.y + (feature + 8 * c) * block.p.batch + sample;
-              y[0] = d[0];
-              y[block.p.batch] = d[1];
-            }
+            const float* d = sums[j] + 4 * c + 2 * h;
+            y[8 * c * block.p.batch] = d[0];
+            y[(8 * c + 1) * block.p.batch] = d[1];
           }
         }
       }
     }
   }
 
-  // The visits of 32 entries, one a lane.
-  __device__ __forceinline__ Visit VisitOf(int64_t first_entry, int i, int count) const {
-    if (i >= count) return {0, 0};
-    const uint64_t visit = p.visits[(first_entry + i) * kWideFloatWorkers + worker];
-    return {static_cast<uint32_t>(visit), static_cast<uint32_t>(visit >> 32)};
+  __device__ __forceinline__ void Release(uint32_t held) const {
+    if (held != 0 && threadIdx.x % kWarpSize == 0) Arrive(held);
   }
 
   __device__ __forceinline__ void Run() {
-    constexpr uint32_t kAnyColumn = ((1u << kColumns) - 1) << kVisitColumns;
     const int lane = threadIdx.x % kWarpSize;
     uint32_t first = 0;
     for (int group = block.FirstGroup(); group < block.p.num_groups;
          group += block.p.group_lanes) {
       const auto entries = block.EntriesOf(group);
       const int num_loads = entries.num_loads;
-      const int64_t first_entry = entries.data - block.p.entries;
-      Visit next = VisitOf(first_entry, lane, num_loads);
+      const uint8_t* exponents =
+          p.exponents + (entries.data - block.p.entries) * kWideFloatExponents;
+      uint32_t next = VisitOf(entries.data, lane, num_loads);
       for (int row = block.FirstRow(); row < block.EndRow(); row += block.p.tile_rows) {
         Zero();
         uint32_t held = 0;  // the barrier of the entry that the products under way read
         for (int base = 0; base < num_loads; base += kWarpSize) {
-          const Visit mine = next;
+          const uint32_t mine = next;
           const int next_base = base + kWarpSize < num_loads ? base + kWarpSize : 0;
-          next = VisitOf(first_entry, next_base + lane, num_loads);
+          next = VisitOf(entries.data, next_base + lane, num_loads);
           uint32_t wanted = __ballot_sync(
-              ~0u, (mine.low & kAnyColumn) != 0 || block.IsCheckpoint(base + lane, num_loads));
+              ~0u, mine >> 8 != 0 || block.IsCheckpoint(base + lane, num_loads));
           while (wanted != 0) {
             const int i = __ffs(wanted) - 1;
             wanted &= wanted - 1;
-            const Visit visit = {__shfl_sync(~0u, mine.low, i), __shfl_sync(~0u, mine.high, i)};
+            const uint32_t visit = __shfl_sync(~0u, mine, i);
             const uint32_t number = first + base + i;
             const uint32_t full = block.Full(number);
-            const bool is_here = __all_sync(~0u, TestBarrier(full, block.Parity(number)));
+            // Nothing is held while waiting: what fills the ring may wait for it.
+            if (!__all_sync(~0u, TestBarrier(full, block.Parity(number)))) {
+              WaitForWgmma<0>();
+              Release(held);
+              held = 0;
+              WaitBarrier(full, block.Parity(number));
+            }
+            const uint32_t columns = visit >> 8;
+            const uint32_t x = block.ring + (visit & 0xFF) * kWideFloatBlockBytes;
+            const uint32_t w = DescriptorUnits(x + Policy::kSliceBytes) + (1u << 16);
+            SampleFragment a;
+            if (columns != 0) LoadSamples(x, a);
             WaitForWgmma<0>();
-            if (held != 0 && lane == 0) Arrive(held);
-            if (!is_here) WaitBarrier(full, block.Parity(number));
-            if (visit.low & kAnyColumn) Multiply(visit);
+            Release(held);
             held = full + block.kFullToEmpty;
+            if (columns == 0) continue;
+            if constexpr (Policy::kIsSplit) {
+              MultiplySplit(columns, a, w, exponents + (base + i) * kWideFloatExponents);
+            } else {
+              MultiplyRounded(columns, a, w);
+            }
           }
         }
         WaitForWgmma<0>();
-        if (held != 0 && lane == 0) Arrive(held);
+        Release(held);
         Fence();
         Store(group, row);
         first += entries.count;

@@ -23,7 +23,7 @@ namespace blocksparse {
 // One launch: `wide` without pairs, y and ids.
 struct WideFloatParams {
   WideParams wide;
-  const uint64_t* visits;  // [entries][workers], see matmul_wide_float_policy.h
+  const uint8_t* exponents;  // [entries][kWideFloatExponents]
   float* y;
   int64_t num_features;  // of y
 };

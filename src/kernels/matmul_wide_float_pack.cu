@@ -22,7 +22,7 @@ struct PackParams {
   const float* gate;  // may be null
   uint4* packed;
   WideEntry* live_entries;
-  uint64_t* visits;
+  uint8_t* exponents;
   uint64_t num_ids;
   int halvings;  // of a block until it is one of 32
   bool is_dx;
@@ -120,7 +120,6 @@ template <bool kIsSplit, int kFeatureAxis>
 __global__ void __launch_bounds__(kPackThreads)
     WideFloatPackKernel(const __grid_constant__ PackParams p) {
   __shared__ uint4 shared_rows[kPackWarps][kEdge * kRowVectors];
-  __shared__ uint32_t exponents[kWideFloatGroup];
   LetNextKernelStart();
   WaitForPreviousKernel();
   const int lane = threadIdx.x % kWarpSize;
@@ -142,6 +141,10 @@ __global__ void __launch_bounds__(kPackThreads)
   const int column = is_live ? __fns(columns, 0, lane + 1) : 0;
   const uint32_t live_columns = __reduce_or_sync(~0u, is_live ? 1u << column : 0);
 
+  if (threadIdx.x == 0)
+    p.live_entries[blockIdx.x] = {(entry.low & 0xFFFFFFFFull) | uint64_t{live_columns} << 32,
+                                  first};
+
   for (int rank = 0; live != 0; ++rank) {
     const int at = __ffs(live) - 1;
     live &= live - 1;
@@ -157,7 +160,8 @@ __global__ void __launch_bounds__(kPackThreads)
     }
     alignas(kVectorBytes) uint32_t words[kEdge];
     const uint32_t exponent = PackRow<kIsSplit, kFeatureAxis>(row, words);
-    if (lane == 0) exponents[to] = exponent;
+    if (lane == 0)
+      p.exponents[int64_t{blockIdx.x} * kWideFloatExponents + to] = static_cast<uint8_t>(exponent);
 #pragma unroll
     for (int i = 0; i < kRowVectors; ++i)
       rows[lane * kRowVectors + (i ^ lane % 8)] = *reinterpret_cast<const uint4*>(words + 4 * i);
@@ -169,26 +173,6 @@ __global__ void __launch_bounds__(kPackThreads)
     __syncwarp();
   }
 
-  __syncthreads();
-  if (threadIdx.x == 0)
-    p.live_entries[blockIdx.x] = {(entry.low & 0xFFFFFFFFull) | uint64_t{live_columns} << 32, first};
-  if (threadIdx.x < kWideFloatWorkers) {
-    const int begin = threadIdx.x * kWideFloatColumns;
-    const int num_live = __popc(live_columns);
-    // As where the entry would lie if it did not fit the ring (WideBlock::Place).
-    const int num_granules = kWideRows / kEdge + num_live;
-    const bool fits =
-        (entry.Position() + num_granules) * kWideFloatBlockBytes <= kWideRingBytes;
-    uint64_t visit = fits ? entry.Position() : 0;
-    visit |= uint64_t{static_cast<uint32_t>(__popc(live_columns & ((1u << begin) - 1)))}
-             << kVisitSkipped;
-    for (int j = 0; j < kWideFloatColumns; ++j) {
-      if (!(live_columns >> (begin + j) & 1)) continue;
-      visit |= uint64_t{1} << (kVisitColumns + j);
-      visit |= uint64_t{exponents[begin + j]} << (kVisitExponents + 8 * j);
-    }
-    p.visits[blockIdx.x * kWideFloatWorkers + threadIdx.x] = visit;
-  }
 }
 
 }  // namespace
@@ -202,14 +186,14 @@ Status PackWideFloat(const MatmulArgs& args, Stream stream, WideFloatParams* par
                      args.gate,
                      reinterpret_cast<uint4*>(bytes),
                      reinterpret_cast<WideEntry*>(bytes + workspace.entries),
-                     reinterpret_cast<uint64_t*>(bytes + workspace.visits),
+                     bytes + workspace.exponents,
                      params->wide.num_ids,
                      0,
                      args.is_dx};
   while (kEdge << pack.halvings < args.layout.block_size) ++pack.halvings;
   params->wide.packed = bytes;
   params->wide.entries = pack.live_entries;
-  params->visits = pack.visits;
+  params->exponents = pack.exponents;
   return WithBool(!args.allow_tf32, [&](auto is_split) {
     return WithBool(args.feature_axis == 1, [&](auto is_axis_1) {
       constexpr int kAxis = is_axis_1() ? 1 : 0;

@@ -6,10 +6,9 @@
 // results.
 //
 //   section wide_float_fprop or wide_float_dx; its parameters are the numbers of groups, entries
-//   and workers:
+//   and columns of a group:
 //     ptr      int64[groups + 1]                first entry of each group
-//     columns  int64[groups, kWideFloatGroup]   columns of the result, of 32 features, -1 for none;
-//                                               the first half belongs to the first worker
+//     columns  int64[groups, kWideFloatGroup]   columns of the result, of 32 features, -1 for none
 //     entries  WideEntry[entries]               a granule is kWideFloatBlockBytes
 //     ids      int64[..]                        parts of W in the order of the entries, those of an
 //                                               entry by column: block (B / 32)^2 + part. The
@@ -26,9 +25,7 @@
 namespace blocksparse {
 
 constexpr int kWideFloatBlock = 32;
-constexpr int kWideFloatGroup = 10;   // block columns
-constexpr int kWideFloatWorkers = 2;  // warpgroups that multiply
-constexpr int kWideFloatColumns = kWideFloatGroup / kWideFloatWorkers;
+constexpr int kWideFloatGroup = 11;  // block columns
 // A part of W, as TensorFloat-32 or as two numbers of fp16: a row for each of its 32 features of
 // the result.
 constexpr int kWideFloatRowBytes = kWideFloatBlock * 4;
@@ -42,11 +39,10 @@ struct WideFloatPolicy {
 
   static constexpr int kBlockSize = kWideFloatBlock;
   static constexpr int kGroup = kWideFloatGroup;
-  static constexpr int kWorkers = kWideFloatWorkers;
-  static constexpr int kColumns = kWideFloatColumns;
+  static constexpr int kWorkers = 2;  // warpgroups that multiply
+  static constexpr bool kDividesSamples = true;
   static constexpr bool kHasPairs = false;
   static constexpr bool kIsPacked = true;
-  static constexpr int kTiles = kWideRows / 64;
 
   static constexpr int kFeeders = 4;
   static constexpr int kRooms = 0;
@@ -65,16 +61,10 @@ struct WideFloatPolicy {
   static_assert(kWideReach + 32 + kWorkers < kWideBarriers, "parities are unambiguous");
 };
 
-// What a worker does with an entry; written when W is packed, for each entry and worker.
-//   bits 0 to 5    where in the ring the entry lies, in granules
-//        6 to 9    blocks of W that come before the worker's
-//        10 to 15  the worker's columns that need the slice
-//        16 to 63  for each column 8 bits: the biased exponent of the power of two by which its
-//                  block of W was divided (kIsSplit)
-constexpr int kVisitSkipped = 6;
-constexpr int kVisitColumns = 10;
-constexpr int kVisitExponents = 16;
-static_assert(kWideFloatColumns <= 6, "a visit has room for the columns' exponents");
+// For each entry as many bytes: by column the biased exponent of the power of two by which the
+// block of W was divided; written when W is packed (kIsSplit).
+constexpr int kWideFloatExponents = 16;
+static_assert(kWideFloatGroup <= 12, "an entry has bits for the columns");
 
 // fp16 holds the numbers of a block, or 32 features of a sample, after a division by a power of two
 // that brings the largest to [2^14, 2^15). That power's exponent, biased, as it stands in a

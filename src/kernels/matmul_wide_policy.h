@@ -66,6 +66,7 @@ struct WidePolicy {
 
   static constexpr int kGroup = kWideFeatures / kBlockSize;
   static constexpr int kWorkers = kIsXRegister ? 2 : 3;  // warpgroups that multiply
+  static constexpr bool kDividesSamples = false;         // workers divide columns, not samples
   static constexpr int kColumns = kGroup / kWorkers;     // of a worker
   static constexpr bool kHasPairs = kBlockSize == 32;
   // W is copied into the order of the entries first, where its blocks are too small for the copy

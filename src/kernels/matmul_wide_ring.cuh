@@ -95,9 +95,13 @@ struct WideParts {
     x_bytes = Policy::kSliceBytes * (is_pair ? 2 : 1);
     place = WideBlock<Policy>::Place(entry, x_bytes + num_blocks * Policy::kBlockBytes);
   }
-  // A worker's columns, as bits 0, ...
+  // A worker's columns, as bits 0, ...; workers that divide the samples have all.
   static __device__ __forceinline__ uint32_t Share(uint32_t columns, int worker) {
-    return columns >> worker * Policy::kColumns & ((1u << Policy::kColumns) - 1);
+    if constexpr (Policy::kDividesSamples) {
+      return columns;
+    } else {
+      return columns >> worker * Policy::kColumns & ((1u << Policy::kColumns) - 1);
+    }
   }
 };
 
