@@ -30,7 +30,7 @@ def wide_float_sections(layout):
 
 
 def _cut(numbers):
-    """The four parts of each block in its place, numbered 4 block + 2 (lower half) + (right half)."""
+    """The four parts of each block in its place: 4 block + 2 (lower half) + (right half)."""
     parts = np.tile(np.arange(4).reshape(2, 2), numbers.shape)
     cut = np.repeat(np.repeat(numbers * 4, 2, axis=0), 2, axis=1) + parts
     return np.where(cut < 0, -1, cut)

@@ -324,6 +324,7 @@ def test_damaged_tables_give_no_wrong_address_and_no_hang(size, axis, tf32):
     rng = np.random.default_rng(2)
     layout = random_layout(size, 40, 30, 0.3)
     sound, _ = _gpu_tables.gpu_tables(layout)
+    x, w = normal(LONG, layout.in_features), normal(*layout.w_shape)
     for share in (0.002, 0.02, 0.2):
         for _ in range(3):
             lut = sound.copy()
@@ -332,4 +333,4 @@ def test_damaged_tables_give_no_wrong_address_and_no_hang(size, axis, tf32):
             junk[::3] = lut[::3] ^ 1 << rng.integers(0, 63, len(lut[::3]))
             lut[damaged] = junk[damaged]
             for gate in (None, np.ones(layout.num_blocks, np.float32)):
-                whole(layout, LONG, tf32, axis, lut=lut, gate=gate)
+                Product(layout, x, w, tf32, axis, lut=lut, gate=gate)

@@ -37,8 +37,7 @@ bool ReadTable(const MatmulArgs& args, WideFloatParams* params) {
   wide->num_outputs = NumOutputs(args) / kWideFloatBlock;
   wide->ptr = table.data;
   wide->columns = wide->ptr + num_groups + 1;
-  wide->entries =
-      reinterpret_cast<const WideEntry*>(wide->columns + num_groups * kWideFloatGroup);
+  wide->entries = reinterpret_cast<const WideEntry*>(wide->columns + num_groups * kWideFloatGroup);
   wide->ids = reinterpret_cast<const uint64_t*>(wide->entries + num_entries);
   wide->batch = args.batch;
   params->y = static_cast<float*>(args.y);
@@ -59,10 +58,10 @@ Status EncodeMap(const MatmulArgs& args, WideParams* wide) {
   const int panel = wide->panel_rows;
   const TensorBox box =
       args.feature_axis == 1
-          ? TensorBox{args.dtype,      args.x, inputs, args.batch, kWideFloatBlock, panel,
+          ? TensorBox{args.dtype,        args.x, inputs, args.batch, kWideFloatBlock, panel,
                       kWideFloatRowBytes}
-          : TensorBox{args.dtype,         args.x, args.batch, inputs, panel, kWideFloatBlock,
-                      kWideFloatRowBytes};
+          : TensorBox{args.dtype, args.x,          args.batch,        inputs,
+                      panel,      kWideFloatBlock, kWideFloatRowBytes};
   return EncodeTensorMap(box, &wide->x);
 }
 

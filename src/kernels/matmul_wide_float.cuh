@@ -10,6 +10,7 @@
 #include <cuda_fp16.h>
 
 #include "src/kernels/common/cuda_launch.h"
+#include "src/kernels/common/round.cuh"
 #include "src/kernels/matmul_wide_float.h"
 #include "src/kernels/matmul_wide_ring.cuh"
 
@@ -23,13 +24,6 @@ namespace blocksparse {
 struct SampleFragment {
   uint32_t r[4][4];
 };
-
-// Two float32 as fp16, `low` in the low half. Beyond fp16's range: its largest numbers.
-__device__ __forceinline__ uint32_t SaturatedHalves(float low, float high) {
-  uint32_t halves;
-  asm("cvt.rn.satfinite.f16x2.f32 %0, %1, %2;" : "=r"(halves) : "f"(high), "f"(low));
-  return halves;
-}
 
 template <class Policy>
 struct WideFloatWorker {
@@ -56,7 +50,8 @@ struct WideFloatWorker {
     for (int j = 0; j < kGroup; ++j) FenceRegisters(sums[j]);
   }
 
-  // What a lane knows of an entry: its place in the ring in granules, and from bit 8 on its columns.
+  // What a lane knows of an entry: its place in the ring in granules, and from bit 8 on its
+  // columns.
   static __device__ __forceinline__ uint32_t VisitOf(const WideEntry* entries, int i, int count) {
     if (i >= count) return 0;
     const WideParts<Policy> parts({entries[i].low, 0});
@@ -92,7 +87,10 @@ struct WideFloatWorker {
   // The products with a slice's samples stay under way.
   __device__ __forceinline__ void MultiplyRounded(uint32_t columns, SampleFragment& a, uint32_t w) {
 #pragma unroll
-    for (int i = 0; i < 16; ++i) asm("cvt.rna.tf32.f32 %0, %0;" : "+r"(a.r[i / 4][i % 4]));
+    for (int i = 0; i < 16; ++i) {
+      uint32_t& v = a.r[i / 4][i % 4];
+      v = RoundToTf32(__uint_as_float(v));
+    }
     FenceWgmma();
 #pragma unroll
     for (int j = 0; j < kGroup; ++j) {
@@ -144,7 +142,7 @@ struct WideFloatWorker {
 
   // sums += scales (high + low) W, one block of W after the other.
   __device__ __forceinline__ void MultiplySplit(uint32_t columns, const SampleFragment& a,
-                                                uint32_t w, const uint8_t* exponents) {
+                                                uint32_t w, const uint4& exponents) {
     uint32_t high[2][4];
     uint32_t low[2][4];
     float scales[2];
@@ -152,7 +150,7 @@ struct WideFloatWorker {
 #pragma unroll
     for (int j = 0; j < kGroup; ++j) {
       if (columns & 1u << j) {
-        const uint32_t exponent = __ldg(exponents + j);
+        const uint32_t word = j < 4 ? exponents.x : j < 8 ? exponents.y : exponents.z;
         float products[16];
         FenceWgmma();
         // The small products first, so that the large ones are added up last.
@@ -164,10 +162,9 @@ struct WideFloatWorker {
                                              Descriptor(w + (2 + k) * kStepW, kHighW));
 #pragma unroll
         for (int k = 0; k < 2; ++k)
-          Wgmma<__half, 32>::Multiply<false>(products, high[k],
-                                             Descriptor(w + k * kStepW, kHighW));
+          Wgmma<__half, 32>::Multiply<false>(products, high[k], Descriptor(w + k * kStepW, kHighW));
         CommitWgmma();
-        const float scale = __uint_as_float(exponent << 23);
+        const float scale = __uint_as_float((word >> 8 * (j % 4) & 0xFF) << 23);
         const float scale_0 = scale * scales[0];
         const float scale_1 = scale * scales[1];
         WaitForWgmma<0>();
@@ -197,8 +194,8 @@ struct WideFloatWorker {
         if constexpr (kIsAxis1) {
           // Lanes exchange pairs, so that each has four features and a quad's are 64 bytes.
           const bool is_odd = lane % 2;
-          float* y = p.y + sample * p.num_features + column * kWideFloatBlock +
-                     4 * (lane % 4 / 2) + 8 * is_odd;
+          float* y = p.y + sample * p.num_features + column * kWideFloatBlock + 4 * (lane % 4 / 2) +
+                     8 * is_odd;
 #pragma unroll
           for (int c = 0; c < 4; c += 2) {
             const float* even = sums[j] + 4 * c + 2 * h;
@@ -229,12 +226,11 @@ struct WideFloatWorker {
   __device__ __forceinline__ void Run() {
     const int lane = threadIdx.x % kWarpSize;
     uint32_t first = 0;
-    for (int group = block.FirstGroup(); group < block.p.num_groups;
-         group += block.p.group_lanes) {
+    for (int group = block.FirstGroup(); group < block.p.num_groups; group += block.p.group_lanes) {
       const auto entries = block.EntriesOf(group);
       const int num_loads = entries.num_loads;
-      const uint8_t* exponents =
-          p.exponents + (entries.data - block.p.entries) * kWideFloatExponents;
+      const uint4* all_exponents =
+          reinterpret_cast<const uint4*>(p.exponents) + (entries.data - block.p.entries);
       uint32_t next = VisitOf(entries.data, lane, num_loads);
       for (int row = block.FirstRow(); row < block.EndRow(); row += block.p.tile_rows) {
         Zero();
@@ -243,14 +239,16 @@ struct WideFloatWorker {
           const uint32_t mine = next;
           const int next_base = base + kWarpSize < num_loads ? base + kWarpSize : 0;
           next = VisitOf(entries.data, next_base + lane, num_loads);
-          uint32_t wanted = __ballot_sync(
-              ~0u, mine >> 8 != 0 || block.IsCheckpoint(base + lane, num_loads));
+          uint32_t wanted =
+              __ballot_sync(~0u, mine >> 8 != 0 || block.IsCheckpoint(base + lane, num_loads));
           while (wanted != 0) {
             const int i = __ffs(wanted) - 1;
             wanted &= wanted - 1;
             const uint32_t visit = __shfl_sync(~0u, mine, i);
             const uint32_t number = first + base + i;
             const uint32_t full = block.Full(number);
+            uint4 exponents;
+            if constexpr (Policy::kIsSplit) exponents = __ldg(all_exponents + base + i);
             // Nothing is held while waiting: what fills the ring may wait for it.
             if (!__all_sync(~0u, TestBarrier(full, block.Parity(number)))) {
               WaitForWgmma<0>();
@@ -268,7 +266,9 @@ struct WideFloatWorker {
             held = full + block.kFullToEmpty;
             if (columns == 0) continue;
             if constexpr (Policy::kIsSplit) {
-              MultiplySplit(columns, a, w, exponents + (base + i) * kWideFloatExponents);
+              MultiplySplit(columns, a, w, exponents);
+              Release(held);
+              held = 0;
             } else {
               MultiplyRounded(columns, a, w);
             }

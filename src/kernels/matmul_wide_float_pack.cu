@@ -4,7 +4,7 @@
 #include "src/kernels/common/cuda_launch.h"
 #include "src/kernels/common/dispatch.h"
 #include "src/kernels/common/load_store.cuh"
-#include "src/kernels/common/reduce.cuh"
+#include "src/kernels/common/round.cuh"
 #include "src/kernels/matmul_wide_float_pack.h"
 
 namespace blocksparse {
@@ -60,20 +60,14 @@ __device__ __forceinline__ void LoadRow(const Part& part, bool is_dx, uint4* row
   for (int i = 0; i < kRowVectors; ++i) {
     const int r = i * 4 + lane / kRowVectors;
     const int vector = lane % kRowVectors;
-    rows[r * kRowVectors + (vector ^ r % 8)] = *reinterpret_cast<const uint4*>(
-        part.data + r * part.stride + vector * 4);
+    rows[r * kRowVectors + (vector ^ r % 8)] =
+        *reinterpret_cast<const uint4*>(part.data + r * part.stride + vector * 4);
   }
   __syncwarp();
 #pragma unroll
   for (int i = 0; i < kRowVectors; ++i)
     *reinterpret_cast<uint4*>(row + 4 * i) = rows[lane * kRowVectors + (i ^ lane % 8)];
   __syncwarp();
-}
-
-__device__ __forceinline__ uint32_t RoundTf32(float v) {
-  uint32_t rounded;
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(v));
-  return rounded;
 }
 
 // Two numbers as fp16 and what that leaves, to which all of an infinity goes.
@@ -89,11 +83,10 @@ __device__ __forceinline__ void Split(float a, float b, uint32_t* high, uint32_t
 
 // Packs the lane's row; returns the exponent of the power of two that the part was divided by.
 template <bool kIsSplit, int kFeatureAxis>
-__device__ __forceinline__ uint32_t PackRow(const float (&row)[kEdge],
-                                            uint32_t (&words)[kEdge]) {
+__device__ __forceinline__ uint32_t PackRow(const float (&row)[kEdge], uint32_t (&words)[kEdge]) {
   if constexpr (!kIsSplit) {
 #pragma unroll
-    for (int at = 0; at < kEdge; ++at) words[at] = RoundTf32(row[Tf32Feature(kFeatureAxis, at)]);
+    for (int at = 0; at < kEdge; ++at) words[at] = RoundToTf32(row[Tf32Feature(kFeatureAxis, at)]);
     return 0;
   } else {
     constexpr uint32_t kInfinity = 0x7F800000u;
@@ -168,11 +161,9 @@ __global__ void __launch_bounds__(kPackThreads)
     __syncwarp();
     uint4* target = p.packed + (first + rank) * (kEdge * kRowVectors);
 #pragma unroll
-    for (int i = 0; i < kRowVectors; ++i)
-      target[i * kWarpSize + lane] = rows[i * kWarpSize + lane];
+    for (int i = 0; i < kRowVectors; ++i) target[i * kWarpSize + lane] = rows[i * kWarpSize + lane];
     __syncwarp();
   }
-
 }
 
 }  // namespace

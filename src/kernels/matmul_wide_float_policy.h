@@ -64,7 +64,8 @@ struct WideFloatPolicy {
 // For each entry as many bytes: by column the biased exponent of the power of two by which the
 // block of W was divided; written when W is packed (kIsSplit).
 constexpr int kWideFloatExponents = 16;
-static_assert(kWideFloatGroup <= 12, "an entry has bits for the columns");
+static_assert(kWideFloatGroup <= 12 && kWideFloatExponents == 16,
+              "an entry has bits for the columns, and one load brings their exponents");
 
 // fp16 holds the numbers of a block, or 32 features of a sample, after a division by a power of two
 // that brings the largest to [2^14, 2^15). That power's exponent, biased, as it stands in a

@@ -79,7 +79,7 @@ struct WidePolicy {
   static constexpr int kN = kAreSamplesColumns ? kWideRows : kBlockSize;
   static constexpr int kTiles = kAreSamplesColumns ? 1 : kWideRows / 64;
 
-  static constexpr int kFeeders = 3;  // warps that load, beside one that stores
+  static constexpr int kFeeders = 3;       // warps that load, beside one that stores
   static constexpr int kRooms = kWorkers;  // entries of a group that are room for results
   static constexpr int kThreads = (kWorkers + 1) * 128;
   // setmaxnreg: together what the launch gives.

@@ -163,8 +163,8 @@ __device__ __forceinline__ void LoadEntry(const WideBlock<Policy>& block, const 
         LoadTile(x, map, feature, row, full);
       } else {
         for (int i = 0; i < num_panels; ++i)
-          LoadTile(x + i * (parts.x_bytes / Policy::kPanels), map,
-                   row + Policy::kPanelSamples * i, feature, full);
+          LoadTile(x + i * (parts.x_bytes / Policy::kPanels), map, row + Policy::kPanelSamples * i,
+                   feature, full);
       }
       if constexpr (Policy::kIsPacked) {
         const uint64_t first = entry.high <= p.num_ids ? entry.high : 0;
