@@ -52,11 +52,21 @@ Status ReadCall(const BlocksparseMatmul& call, MatmulArgs* args) {
   return Status();
 }
 
+#ifdef BLOCKSPARSE_WITH_CUDA
+Status CheckWorkspace(const void* workspace, int64_t num_bytes) {
+  if (workspace != nullptr || num_bytes == 0) return Status();
+  return Invalid("expected a workspace of " + std::to_string(num_bytes) + " bytes. Received: none");
+}
+#endif
+
 Status RunMatmul(const BlocksparseMatmul& call) {
   MatmulArgs args = {};
   BLOCKSPARSE_RETURN_IF_ERROR(ReadCall(call, &args));
   if (call.device == kBlocksparseCpu) return MatmulCpu(args, RunSerially);
 #ifdef BLOCKSPARSE_WITH_CUDA
+  int64_t num_bytes = 0;
+  BLOCKSPARSE_RETURN_IF_ERROR(MatmulWorkspaceBytes(args, &num_bytes));
+  BLOCKSPARSE_RETURN_IF_ERROR(CheckWorkspace(args.workspace, num_bytes));
   return MatmulGpu(args, static_cast<Stream>(call.stream));
 #else
   return NoGpu();
@@ -99,6 +109,9 @@ Status RunMatmulDw(const BlocksparseMatmulDw& call) {
   BLOCKSPARSE_RETURN_IF_ERROR(ReadDwCall(call, &args));
   if (call.device == kBlocksparseCpu) return MatmulDwCpu(args, RunSerially);
 #ifdef BLOCKSPARSE_WITH_CUDA
+  int64_t num_bytes = 0;
+  BLOCKSPARSE_RETURN_IF_ERROR(MatmulDwWorkspaceBytes(args, &num_bytes));
+  BLOCKSPARSE_RETURN_IF_ERROR(CheckWorkspace(args.workspace, num_bytes));
   return MatmulDwGpu(args, static_cast<Stream>(call.stream));
 #else
   return NoGpu();

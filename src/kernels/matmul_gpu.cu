@@ -92,11 +92,9 @@ bool StreamServes(const MatmulArgs& args) {
          IsVectorAligned(args.y) && (args.feature_axis == 1 || args.batch % vector == 0);
 }
 
-static bool IsForWide(const MatmulArgs& args) { return !StreamServes(args) && WideServes(args); }
-
 Status MatmulGpu(const MatmulArgs& args, Stream stream) {
   if (PackedServes(args)) return MatmulPacked(args, stream);
-  if (IsForWide(args)) return MatmulWide(args, stream);
+  if (WideServes(args)) return MatmulWide(args, stream);
   return WithMath(args.dtype, args.allow_tf32, [&](auto kernels) {
     using Kernels = decltype(kernels);
     if (StreamServes(args)) return MatmulStreamFor<typename Kernels::Math>(args, stream);
@@ -106,8 +104,8 @@ Status MatmulGpu(const MatmulArgs& args, Stream stream) {
 
 Status MatmulWorkspaceBytes(const MatmulArgs& args, int64_t* bytes) {
   if (PackedServes(args)) return PackedWorkspaceBytes(args, bytes);
-  if (IsForWide(args)) return WideWorkspaceBytes(args, bytes);
-  *bytes = 0;
+  if (WideServes(args)) return WideWorkspaceBytes(args, bytes);
+  *bytes = StreamServes(args) ? StreamWorkspaceBytes(args) : 0;
   return Status();
 }
 

@@ -191,6 +191,12 @@ struct WideWorker {
     }
   }
 
+  // The warp has read what the barrier of an entry, 0 for none, speaks of.
+  static __device__ __forceinline__ void Release(uint32_t barrier, int lane) {
+    if constexpr (Policy::kIsXRegister) __syncwarp();  // its lanes have read x
+    if (barrier != 0 && lane == 0) Arrive(barrier);
+  }
+
   // Writes the sums, rounded, into the worker's room: for each column 128 samples x B, or, where
   // samples are contiguous, twice B x 64; rows swizzled as the copy engine expects.
   __device__ __forceinline__ void Stage(uint32_t room) const {
@@ -253,14 +259,14 @@ struct WideWorker {
             const uint32_t full = block.Full(number);
             const bool is_here = __all_sync(~0u, TestBarrier(full, block.Parity(number)));
             WaitForWgmma<0>();
-            if (held != 0 && lane == 0) Arrive(held);
+            Release(held, lane);
             if (!is_here) WaitBarrier(full, block.Parity(number));
             Multiply(visit);
             held = full + block.kFullToEmpty;
           }
         }
         WaitForWgmma<0>();
-        if (held != 0 && lane == 0) Arrive(held);
+        Release(held, lane);
         Fence();
         const uint32_t number = first + num_loads + worker;
         WaitBarrier(block.Full(number), block.Parity(number));

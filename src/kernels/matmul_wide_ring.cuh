@@ -145,6 +145,7 @@ __device__ __forceinline__ void LoadEntry(const WideBlock<Policy>& block, const 
     if (num_idle > 0 && !is_checkpoint) Arrive(block.Empty(number), 4 * num_idle);
     if (parts.num_blocks == 0) {
       Arrive(full);
+      TestBarrier(full, block.Parity(number));  // nobody else need look at this phase
     } else {
       const int x_bytes = num_panels * p.panel_rows * Policy::kBlockSize * 2;
       ArriveExpecting(full,
@@ -198,13 +199,16 @@ __device__ __forceinline__ void Feed(const WideBlock<Policy>& block, int feeder)
         for (int i = begin % Policy::kFeeders; i < end; i += Policy::kFeeders) {
           const WideEntry entry = {Broadcast(mine.low, i), Broadcast(mine.high, i)};
           const uint32_t number = first + base + i;
-          const int distance = min(max(entry.Distance(), 1), kWideReach);
+          // Rooms never wait for each other: they are all given back when the last one is full.
+          const bool is_room = base + i >= entries.num_loads;
+          const int distance =
+              min(max(entry.Distance(), is_room ? Policy::kWorkers : 1), kWideReach);
           // The list was planned for itself repeated; another group's must have left the ring.
           const uint32_t needed =
               number - group_first < distance ? group_first : number - distance + 1;
           for (; static_cast<int>(needed - released) > 0; ++released)
             WaitBarrier(block.Empty(released), block.Parity(released));
-          if (base + i < entries.num_loads) {
+          if (!is_room) {
             LoadEntry(block, entry, number, block.IsCheckpoint(base + i, entries.num_loads), row);
           } else if (threadIdx.x % kWarpSize == 0) {
             Arrive(block.Full(number));  // room for results
