@@ -193,8 +193,8 @@ struct WideWorker {
 
   // The warp has read what the barrier of an entry, 0 for none, speaks of.
   static __device__ __forceinline__ void Release(uint32_t barrier, int lane) {
-    if constexpr (Policy::kIsXRegister) __syncwarp();  // its lanes have read x
-    if (barrier != 0 && lane == 0) Arrive(barrier);
+    if constexpr (Policy::kIsXRegister) __syncwarp();
+    if (barrier != 0) ArriveAsWarp(barrier, lane);
   }
 
   // Writes the sums, rounded, into the worker's room: for each column 128 samples x B, or, where
@@ -293,7 +293,7 @@ __global__ void __launch_bounds__(Policy::kThreads, 1)
 #pragma unroll 1
     for (int i = 0; i < kWideBarriers; ++i) {
       InitBarrier(block.Full(i), 1);
-      InitBarrier(block.Empty(i), 4 * Policy::kWorkers);
+      InitBarrier(block.Empty(i), WideBlock<Policy>::kReleases * Policy::kWorkers);
     }
     for (int i = 0; i < Policy::kWorkers; ++i) InitBarrier(block.Staged(i), 4);
     FenceBarrierInit();

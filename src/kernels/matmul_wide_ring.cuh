@@ -22,6 +22,7 @@ struct WideBlock {
   __device__ __forceinline__ uint32_t Full(uint32_t number) const {
     return ring + Policy::kBarriers + 8 * (number % kWideBarriers);
   }
+  static constexpr int kReleases = 4 * kWarpArrivals;  // of an entry by a worker
   static constexpr uint32_t kFullToEmpty = 8 * kWideBarriers;
   __device__ __forceinline__ uint32_t Empty(uint32_t number) const {
     return Full(number) + kFullToEmpty;
@@ -137,12 +138,6 @@ __device__ __forceinline__ void LoadEntry(const WideBlock<Policy>& block, const 
   const uint32_t w = x + parts.x_bytes;
   const int num_panels = block.NumPanels(row);
   if (lane == 0) {
-    // Those that need nothing of this entry have released it before it comes.
-    int num_idle = 0;
-#pragma unroll
-    for (int i = 0; i < Policy::kWorkers; ++i)
-      num_idle += Parts::Share(parts.columns | parts.pair_columns, i) == 0;
-    if (num_idle > 0 && !is_checkpoint) Arrive(block.Empty(number), 4 * num_idle);
     if (parts.num_blocks == 0) {
       Arrive(full);
       TestBarrier(full, block.Parity(number));  // nobody else need look at this phase
@@ -164,6 +159,13 @@ __device__ __forceinline__ void LoadEntry(const WideBlock<Policy>& block, const 
                   parts.num_blocks * Policy::kBlockBytes, full);
       }
     }
+    // Those that need nothing of this entry release it here.
+    int num_idle = 0;
+#pragma unroll
+    for (int i = 0; i < Policy::kWorkers; ++i)
+      num_idle += Parts::Share(parts.columns | parts.pair_columns, i) == 0;
+    if (num_idle > 0 && !is_checkpoint)
+      Arrive(block.Empty(number), WideBlock<Policy>::kReleases * num_idle);
   }
   __syncwarp();
   if constexpr (!Policy::kIsPacked) {
@@ -256,11 +258,14 @@ __device__ __forceinline__ void StoreResults(const WideBlock<Policy>& block) {
         // The worker before has been read meanwhile.
         if (i > 0) WaitForTileReads<1>();
         __syncwarp();
-        if (i > 0 && lane == 0) Arrive(block.Empty(rooms + i - 1), 4 * Policy::kWorkers);
+        if (i > 0 && lane == 0)
+          Arrive(block.Empty(rooms + i - 1), WideBlock<Policy>::kReleases * Policy::kWorkers);
       }
       WaitForTileReads<0>();
       __syncwarp();
-      if (lane == 0) Arrive(block.Empty(rooms + Policy::kWorkers - 1), 4 * Policy::kWorkers);
+      if (lane == 0)
+        Arrive(block.Empty(rooms + Policy::kWorkers - 1),
+               WideBlock<Policy>::kReleases * Policy::kWorkers);
       first += entries.count;
       parity ^= 1;
     }
