@@ -140,7 +140,6 @@ __device__ __forceinline__ void LoadEntry(const WideBlock<Policy>& block, const 
   if (lane == 0) {
     if (parts.num_blocks == 0) {
       Arrive(full);
-      TestBarrier(full, block.Parity(number));  // nobody else need look at this phase
     } else {
       const int x_bytes = num_panels * p.panel_rows * Policy::kBlockSize * 2;
       ArriveExpecting(full,
@@ -167,6 +166,8 @@ __device__ __forceinline__ void LoadEntry(const WideBlock<Policy>& block, const 
     if (num_idle > 0 && !is_checkpoint)
       Arrive(block.Empty(number), WideBlock<Policy>::kReleases * num_idle);
   }
+  // Nobody else need look at this phase.
+  if (parts.num_blocks == 0) WaitBarrier(full, block.Parity(number));
   __syncwarp();
   if constexpr (!Policy::kIsPacked) {
     if (lane < parts.num_blocks) {
