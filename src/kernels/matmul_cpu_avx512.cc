@@ -1,0 +1,20 @@
+// The CPU products for CpuLevel::kAvx512.
+#ifdef __x86_64__
+
+#include <immintrin.h>
+
+#include "src/kernels/common/cpu_level.h"
+#include "src/kernels/matmul_cpu.h"
+
+BLOCKSPARSE_BEGIN_TARGET(BLOCKSPARSE_AVX512_FEATURES)
+
+#include "src/kernels/common/simd_avx512.h"
+#include "src/kernels/matmul_cpu_kernels.h"
+
+BLOCKSPARSE_END_TARGET
+
+namespace blocksparse {
+const MatmulCpuKernels kMatmulAvx512 = {kLanes, kOuterLanes, kHasPairs, Pack, RunProduct, RunDw};
+}  // namespace blocksparse
+
+#endif  // __x86_64__

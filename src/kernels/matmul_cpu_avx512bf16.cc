@@ -1,0 +1,22 @@
+// The CPU products for CpuLevel::kAvx512Bf16.
+#ifdef __x86_64__
+
+#include <immintrin.h>
+
+#include "src/kernels/common/cpu_level.h"
+#include "src/kernels/matmul_cpu.h"
+
+BLOCKSPARSE_BEGIN_TARGET(BLOCKSPARSE_AVX512BF16_FEATURES)
+
+#define BLOCKSPARSE_PAIRS
+#include "src/kernels/common/simd_avx512.h"
+#include "src/kernels/matmul_cpu_kernels.h"
+
+BLOCKSPARSE_END_TARGET
+
+namespace blocksparse {
+const MatmulCpuKernels kMatmulAvx512Bf16 = {kLanes, kOuterLanes, kHasPairs,
+                                            Pack,   RunProduct,  RunDw};
+}  // namespace blocksparse
+
+#endif  // __x86_64__
