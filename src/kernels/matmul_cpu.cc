@@ -18,14 +18,15 @@
 namespace blocksparse {
 namespace {
 
-constexpr int64_t kChunkWords = int64_t{1} << 21;   // packed activations: 8 MiB
-constexpr int64_t kWeightWords = int64_t{1} << 16;  // packed weights: 256 KiB, part of an L2 cache
+constexpr int64_t kChunkWords = int64_t{1} << 21;  // packed activations: 8 MiB
+constexpr int64_t kLeastChunk = 256;               // samples of a chunk
+constexpr int64_t kWeightWords = int64_t{1}
+                                 << 16;  // packed weights: 256 KiB of a second-level cache
 constexpr int64_t kStepsAtOnce = 1024;
-constexpr int64_t kRowStep = 56;        // of samples: whole groups of 14, strips, pairs
-constexpr int64_t kLeastChunk = 256;    // samples of a chunk
 constexpr int64_t kLeastJobs = 16;      // so that a few threads share evenly
-constexpr int64_t kPackRows = 64;       // rows or strips' rows of a packing job
-constexpr int64_t kPackFeatures = 256;  // features of a packing job, with samples in lanes
+constexpr int64_t kLeastPart = 56;      // samples that are worth packing the weights again
+constexpr int64_t kPackRows = 64;       // of a packing job
+constexpr int64_t kStripGap = 32;       // words
 constexpr int64_t kFlopsPerCycle = 32;  // rough rates for ParallelFor's costs
 constexpr int64_t kPackedPerCycle = 4;
 
@@ -69,50 +70,29 @@ void* Advance(void* from, DType dtype, int64_t elements) {
   return static_cast<char*>(from) + elements * SizeOf(dtype);
 }
 
-// Packs a matrix by several threads, which share its rows.
-void PackInParallel(const MatmulCpuKernels& kernels, const PackJob& job,
-                    const ParallelFor& parallel_for) {
-  const int64_t cost = kPackRows * job.columns / kPackedPerCycle;
-  parallel_for(CeilDiv(job.rows, kPackRows), cost, [&](int64_t begin, int64_t end) {
-    const int64_t first = begin * kPackRows;
-    PackJob part = job;
-    part.from = Advance(job.from, job.dtype, first * job.row_stride);
-    part.rows = std::min(end * kPackRows, job.rows) - first;
-    if (job.is_transposed) {
-      part.to += first / kStripWords * job.strip_words;
-    } else {
-      part.to += first / (job.kind == WordKind::kRowPair ? 2 : 1) * job.row_words;
-    }
-    kernels.pack(part);
-  });
-}
-
-// Packs activations for samples in lanes: `job` is all of them; the strips of a panel lie side by
-// side, and the threads share panels and features.
-void PackPanels(const MatmulCpuKernels& kernels, const PackJob& job, int64_t panel_words,
-                const ParallelFor& parallel_for) {
-  const int64_t panel = kernels.panel;
-  const int64_t samples = job.is_transposed ? job.rows : job.columns;
-  const int64_t features = job.is_transposed ? job.columns : job.rows;
-  const int64_t parts = CeilDiv(features, kPackFeatures);
-  const int64_t features_of_word = job.kind == WordKind::kValue ? 1 : 2;
-  const int64_t cost = kPackFeatures * panel / kPackedPerCycle;
-  parallel_for(CeilDiv(samples, panel) * parts, cost, [&](int64_t begin, int64_t end) {
+// Packs a matrix by several threads, `unit` rows at a time, which take `unit_words` words.
+void PackInParallel(const MatmulCpuKernels& kernels, const PackJob& job, int64_t unit,
+                    int64_t unit_words, const ParallelFor& parallel_for) {
+  const int64_t cost = unit * job.columns / kPackedPerCycle;
+  parallel_for(CeilDiv(job.rows, unit), cost, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t n = i / parts * panel;
-      const int64_t feature = i % parts * kPackFeatures;
-      const int64_t num_samples = std::min(panel, samples - n);
-      const int64_t num_features = std::min(kPackFeatures, features - feature);
       PackJob part = job;
-      part.rows = job.is_transposed ? num_samples : num_features;
-      part.columns = job.is_transposed ? num_features : num_samples;
-      part.from =
-          Advance(job.from, job.dtype,
-                  job.is_transposed ? n * job.row_stride + feature : feature * job.row_stride + n);
-      part.to = job.to + n / panel * panel_words + feature / features_of_word * panel;
+      part.from = Advance(job.from, job.dtype, i * unit * job.row_stride);
+      part.rows = std::min(unit, job.rows - i * unit);
+      part.to = job.to + i * unit_words;
       kernels.pack(part);
     }
   });
+}
+
+// As above where the rows follow one another in strips, or strips follow one another.
+void PackRowsInParallel(const MatmulCpuKernels& kernels, const PackJob& job,
+                        const ParallelFor& parallel_for) {
+  const int64_t rows_of_word = job.kind == WordKind::kRowPair ? 2 : 1;
+  const int64_t unit_words = job.is_transposed
+                                 ? kPackRows / kStripWords / job.wide * job.strip_words
+                                 : kPackRows / rows_of_word * kStripWords * job.wide;
+  PackInParallel(kernels, job, kPackRows, unit_words, parallel_for);
 }
 
 // ---- y = x W ------------------------------------------------------------------------------------
@@ -156,7 +136,7 @@ void MultiplyChunk(const MatmulCpuKernels& kernels, const ProductJob& job, const
   // Long columns and few columns are shared by samples.
   const int64_t longest_part = CeilDiv(kLeastJobs * (1 + units.longest()), units.total());
   const int64_t few_slices = CeilDiv(kLeastJobs, units.num_slices());
-  const int64_t most_parts = CeilDiv(samples, kRowStep);
+  const int64_t most_parts = CeilDiv(samples, kLeastPart);
   const int64_t part_samples =
       RoundUp(CeilDiv(samples, std::min(std::max(longest_part, few_slices), most_parts)), step);
   const int64_t num_parts = CeilDiv(samples, part_samples);
@@ -191,6 +171,7 @@ bool IsMatmulSupported(DType dtype, int block_size, int feature_axis) {
 }
 
 Status MatmulCpu(const MatmulArgs& args, const ParallelFor& parallel_for) {
+  if (args.batch == 0) return Status();
   const MatmulCpuKernels* kernels;
   BLOCKSPARSE_RETURN_IF_ERROR(FindKernels(&kernels));
   const int64_t size = args.layout.block_size;
@@ -214,9 +195,18 @@ Status MatmulCpu(const MatmulArgs& args, const ParallelFor& parallel_for) {
   job.y_stride = feature_axis == 1 ? out_features : args.batch;
 
   const int64_t words = job.has_pairs ? in_features / 2 : in_features;  // of a sample
-  const int64_t step = job.has_sample_lanes ? kernels->panel : kRowStep;
+  const int64_t most_rows = job.has_sample_lanes
+                                ? kernels->lanes
+                                : kernels->most_rows(std::min<int64_t>(size, kSliceWidth));
+  // Panels of nearly equal size, so that none is left with a few samples.
+  job.panel =
+      job.has_sample_lanes ? most_rows : CeilDiv(args.batch, CeilDiv(args.batch, most_rows));
+  job.panel_words = job.panel * words;
+  // Two panels of lanes are multiplied together.
+  const int64_t step = job.has_sample_lanes ? 2 * job.panel : job.panel;
   const int64_t most_samples = SamplesOfChunk(args.batch, words, step);
   const Scratch packed(most_samples * words);
+  job.x = packed.data();
   const SliceUnits units(direction, job.num_blocks, std::max<int64_t>(size / kSliceWidth, 1));
   for (int64_t n = 0; n < args.batch; n += most_samples) {
     const int64_t samples = std::min(most_samples, args.batch - n);
@@ -232,17 +222,14 @@ Status MatmulCpu(const MatmulArgs& args, const ParallelFor& parallel_for) {
                                     : WordKind::kRowPair;
     pack.to = packed.data();
     if (job.has_sample_lanes) {
-      pack.row_words = kernels->panel;
-      pack.strip_words = kStripWords;
-      job.x_stride = words * kernels->panel;
-      PackPanels(*kernels, pack, job.x_stride, parallel_for);
+      pack.wide = kernels->lanes / kStripWords;
+      pack.strip_words = job.panel_words;
+      PackRowsInParallel(*kernels, pack, parallel_for);
     } else {
-      pack.row_words = kStripWords;
-      pack.strip_words = samples * kStripWords;
-      job.x_stride = pack.strip_words;
-      PackInParallel(*kernels, pack, parallel_for);
+      pack.wide = 1;
+      pack.strip_words = job.panel * kStripWords;
+      PackInParallel(*kernels, pack, job.panel, job.panel_words, parallel_for);
     }
-    job.x = packed.data();
     job.y = Advance(args.y, args.dtype, feature_axis == 1 ? n * out_features : n);
     MultiplyChunk(*kernels, job, units, samples, step, parallel_for);
   }
@@ -253,10 +240,18 @@ Status MatmulCpu(const MatmulArgs& args, const ParallelFor& parallel_for) {
 
 namespace {
 
-// Packs samples [n, n + samples) of one side of a pair from row `first` of the strips on.
+// One side of the pairs, packed.
+struct DwSide {
+  int64_t features;
+  int wide;
+  int64_t strip_words;
+  float* packed;
+};
+
+// Packs samples [n, n + samples) of one side of a pair from row `row` of the strips on.
 void PackPair(const MatmulCpuKernels& kernels, const MatmulDwArgs& args, bool has_pairs,
-              const void* from, int64_t features, int64_t batch, int64_t n, int64_t samples,
-              int64_t first, int64_t strip_words, float* to, const ParallelFor& parallel_for) {
+              const DwSide& side, const void* from, int64_t batch, int64_t n, int64_t samples,
+              int64_t row, const ParallelFor& parallel_for) {
   const bool is_axis_1 = args.feature_axis == 1;
   PackJob pack = {};
   pack.dtype = args.dtype;
@@ -264,14 +259,14 @@ void PackPair(const MatmulCpuKernels& kernels, const MatmulDwArgs& args, bool ha
   pack.kind = !has_pairs  ? WordKind::kValue
               : is_axis_1 ? WordKind::kRowPair
                           : WordKind::kColumnPair;
-  pack.row_stride = is_axis_1 ? features : batch;
-  pack.from = Advance(from, args.dtype, is_axis_1 ? n * features : n);
-  pack.rows = is_axis_1 ? samples : features;
-  pack.columns = is_axis_1 ? features : samples;
-  pack.to = to + first * kStripWords;
-  pack.row_words = kStripWords;
-  pack.strip_words = strip_words;
-  PackInParallel(kernels, pack, parallel_for);
+  pack.row_stride = is_axis_1 ? side.features : batch;
+  pack.from = Advance(from, args.dtype, is_axis_1 ? n * side.features : n);
+  pack.rows = is_axis_1 ? samples : side.features;
+  pack.columns = is_axis_1 ? side.features : samples;
+  pack.wide = side.wide;
+  pack.strip_words = side.strip_words;
+  pack.to = side.packed + row * side.wide * kStripWords;
+  PackRowsInParallel(kernels, pack, parallel_for);
 }
 
 // A run of samples of one pair.
@@ -298,7 +293,7 @@ Status MatmulDwCpu(const MatmulDwArgs& args, const ParallelFor& parallel_for) {
   int64_t batch = 0;
   for (int p = 0; p < args.num_pairs; ++p) batch += words_of(args.pairs[p].batch) * samples_of_word;
   const int64_t most = words_of(
-      SamplesOfChunk(batch, CeilDiv(in_features + out_features, samples_of_word), kRowStep));
+      SamplesOfChunk(batch, CeilDiv(in_features + out_features, samples_of_word), samples_of_word));
   std::vector<std::vector<Run>> chunks(1);
   int64_t free_words = most;
   for (int p = 0; p < args.num_pairs; ++p) {
@@ -331,21 +326,26 @@ Status MatmulDwCpu(const MatmulDwArgs& args, const ParallelFor& parallel_for) {
   const bool needs_sums = chunks.size() > 1 && args.dw_dtype != DType::kFloat32;
   const Scratch sums(needs_sums ? layout.num_blocks * block_words : 0);
   job.sums = needs_sums ? sums.data() : static_cast<float*>(args.dw);
-  job.strip_words = most * kStripWords;
-  const Scratch x(most * in_features);
-  const Scratch dy(most * out_features);
+  const int wide = layout.block_size < kernels->lanes ? 1 : kernels->lanes / kStripWords;
+  // Strips that start a power of two apart would compete for the same sets of a cache.
+  job.x_strip_words = most * kStripWords + kStripGap;
+  job.dy_strip_words = most * kStripWords * wide + kStripGap;
+  const Scratch x(in_features / kStripWords * job.x_strip_words);
+  const Scratch dy(out_features / kStripWords / wide * job.dy_strip_words);
   job.x = x.data();
   job.dy = dy.data();
+  const DwSide x_side = {in_features, 1, job.x_strip_words, x.data()};
+  const DwSide dy_side = {out_features, wide, job.dy_strip_words, dy.data()};
   for (size_t c = 0; c < chunks.size(); ++c) {
     job.is_first = c == 0;
     job.is_last = c + 1 == chunks.size();
     job.depth = 0;
     for (const Run& run : chunks[c]) {
       const MatmulPair& pair = args.pairs[run.pair];
-      PackPair(*kernels, args, has_pairs, pair.x, in_features, pair.batch, run.n, run.samples,
-               job.depth, job.strip_words, x.data(), parallel_for);
-      PackPair(*kernels, args, has_pairs, pair.dy, out_features, pair.batch, run.n, run.samples,
-               job.depth, job.strip_words, dy.data(), parallel_for);
+      PackPair(*kernels, args, has_pairs, x_side, pair.x, pair.batch, run.n, run.samples, job.depth,
+               parallel_for);
+      PackPair(*kernels, args, has_pairs, dy_side, pair.dy, pair.batch, run.n, run.samples,
+               job.depth, parallel_for);
       job.depth += words_of(run.samples);
     }
     const int64_t cost = 2 * block_words * (1 + job.depth) * samples_of_word / kFlopsPerCycle;

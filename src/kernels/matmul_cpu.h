@@ -1,15 +1,15 @@
 // How the CPU products are divided: matmul_cpu.cc cuts them into jobs and spreads these over the
-// threads; matmul_cpu_kernels.h, compiled once for each CpuLevel, does the jobs.
+// threads; matmul_cpu_product.h and matmul_cpu_dw.h, compiled once for each CpuLevel, do the jobs.
 //
 // All arithmetic is on 32-bit words: float32 values, or pairs of bfloat16 that are neighbours in
 // the sum (kAvx512Bf16 alone; elsewhere 16-bit inputs are converted). Matrices are first packed
 // into strips, eight words wide: word[strip][row][8], so that the products read memory in order
-// whatever the strides were.
+// whatever the strides were. Strips may be wide: several side by side, word[strip][row][wide][8].
 //
-//   features in lanes   y[n, j..] += x[n, c] W[c, j..]    strips of x along c, vectors of W
-//   samples in lanes    y[j, n..] += W[c, j] x[c, n..]    strips of W along j, and of x along n, of
-//                                                         which several, a panel, share their rows
-//   dw                  dw[i, j..] += x[n, i] dy[n, j..]  strips of x along i and of dy along j
+//   features in lanes   y[n, j..] += x[n, c] W[c, j..]    strips of x along c, wide ones of W
+//   samples in lanes    y[j, n..] += W[c, j] x[c, n..]    strips of W along j, wide ones of x along
+//   n dw                  dw[i, j..] += x[n, i] dy[n, j..]  strips of x along i, wide ones of dy
+//   along j
 //
 // The order in which an element is summed depends on sizes alone: along the entries of its block
 // column, or along the minibatch, chunk by chunk.
@@ -46,18 +46,18 @@ struct PackJob {
   int64_t rows;        // in elements
   int64_t columns;
   float* to;
-  int64_t row_words;    // words from one row of a strip to the next
-  int64_t strip_words;  // from one strip to the next
+  int wide;             // strips side by side
+  int64_t strip_words;  // from one wide strip to the next
 };
 
-// One entry of a block column: its weights, and where its input block starts in a strip of x (or
-// among the strips, with features in lanes), in words.
+// One entry of a block column: its weights, and where its input block starts in a panel of x.
 struct ProductStep {
   const float* w;
-  int64_t x;
+  int64_t x;  // in words
 };
 
-// y = x W or dx = dy W^T for one packed chunk of the minibatch.
+// y = x W or dx = dy W^T for one packed chunk of the minibatch. x is packed in panels of samples:
+// one wide strip with samples in lanes, else all strips for a few samples.
 struct ProductJob {
   DType dtype;
   bool is_dx;
@@ -69,14 +69,15 @@ struct ProductJob {
   Direction direction;
   const void* w;
   const float* gate;
-  const float* x;    // packed
-  int64_t x_stride;  // words from one strip, or panel, to the next
+  const float* x;
+  int64_t panel;  // samples of a panel
+  int64_t panel_words;
   void* y;           // at the chunk's first sample
   int64_t y_stride;  // in elements, from one row of y to the next
 };
 
 // Slices [begin, end) of the result, min(block_size, kSliceWidth) outputs each, for samples
-// [first_sample, last_sample) of the chunk; with samples in lanes first_sample starts a panel.
+// [first_sample, last_sample) of the chunk; first_sample starts a panel.
 struct ProductRange {
   int64_t begin;
   int64_t end;
@@ -103,10 +104,11 @@ struct DwJob {
   Direction dx;           // its columns are the rows of blocks
   const int64_t* starts;  // int64[num_outputs + 1]: entries before each of them
   const float* gate;
-  const float* x;  // packed; strips have the same length
-  const float* dy;
-  int64_t strip_words;
-  int64_t depth;  // words of a strip's column
+  const float* x;         // strips
+  int64_t x_strip_words;  // from one to the next
+  const float* dy;        // wide strips of `lanes` words, of eight if blocks are smaller
+  int64_t dy_strip_words;
+  int64_t depth;  // rows of the strips that hold samples
   float* sums;    // float32[num_blocks, B, B]: dw itself if it is float32. Unused with one chunk
   void* dw;
 };
@@ -114,8 +116,9 @@ struct DwJob {
 // The kernels of one level.
 struct MatmulCpuKernels {
   int lanes;  // of a vector
-  int panel;  // samples of a panel
   bool has_pairs;
+  // The most samples of a panel, with features in lanes, for slices of this width.
+  int (*most_rows)(int width);
   void (*pack)(const PackJob& job);
   void (*product)(const ProductJob& job, const ProductRange& range, const ProductScratch& scratch);
   // Entries [begin, end) of the rows of blocks, as `starts` counts them.

@@ -9,12 +9,13 @@
 BLOCKSPARSE_BEGIN_TARGET(BLOCKSPARSE_AVX512_FEATURES)
 
 #include "src/kernels/common/simd_avx512.h"
-#include "src/kernels/matmul_cpu_kernels.h"
+#include "src/kernels/matmul_cpu_dw.h"
+#include "src/kernels/matmul_cpu_product.h"
 
 BLOCKSPARSE_END_TARGET
 
 namespace blocksparse {
-const MatmulCpuKernels kMatmulAvx512 = {kLanes, kOuterLanes, kHasPairs, Pack, RunProduct, RunDw};
+const MatmulCpuKernels kMatmulAvx512 = {kLanes, kHasPairs, MostRows, Pack, RunProduct, RunDw};
 }  // namespace blocksparse
 
 #endif  // __x86_64__

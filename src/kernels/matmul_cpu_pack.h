@@ -56,21 +56,25 @@ inline Words LoadRow(const typename Source::T* row, int64_t row_stride, bool has
 // power of two.
 constexpr int64_t kRowsOfTile = 8;
 
+inline float* StripAt(const PackJob& job, int64_t strip) {
+  return job.to + strip / job.wide * job.strip_words + strip % job.wide * kWords;
+}
+
 template <class Source>
 void PackStrips(const PackJob& job) {
   using T = typename Source::T;
+  const int64_t row_words = job.wide * kWords;
   const int64_t num_rows = (job.rows + Source::kRows - 1) / Source::kRows;
   for (int64_t first = 0; first < num_rows; first += kRowsOfTile) {
     const int64_t count = num_rows - first < kRowsOfTile ? num_rows - first : kRowsOfTile;
-    float* to = job.to + first * job.row_words;
+    int64_t strip = 0;
     for (int64_t column = 0; column < job.columns; column += kWords * Source::kColumns) {
       const T* row = static_cast<const T*>(job.from) + first * Source::kRows * job.row_stride;
-      for (int64_t i = 0; i < count; ++i, row += Source::kRows * job.row_stride) {
+      float* to = StripAt(job, strip++) + first * row_words;
+      for (int64_t i = 0; i < count; ++i, row += Source::kRows * job.row_stride, to += row_words) {
         const bool has_second = (first + i) * Source::kRows + 1 < job.rows;
-        StoreWords(to + i * job.row_words,
-                   LoadRow<Source>(row, job.row_stride, has_second, column, job.columns));
+        StoreWords(to, LoadRow<Source>(row, job.row_stride, has_second, column, job.columns));
       }
-      to += job.strip_words;
     }
   }
 }
@@ -78,11 +82,12 @@ void PackStrips(const PackJob& job) {
 template <class Source>
 void PackTransposedStrips(const PackJob& job) {
   using T = typename Source::T;
+  const int64_t row_words = job.wide * kWords;
   const int64_t num_words = (job.columns + Source::kColumns - 1) / Source::kColumns;
-  float* strip = job.to;
-  for (int64_t first = 0; first < job.rows; first += kWords, strip += job.strip_words) {
+  for (int64_t first = 0; first < job.rows; first += kWords) {
     const T* corner = static_cast<const T*>(job.from) + first * job.row_stride;
     const int64_t rows = job.rows - first < kWords ? job.rows - first : kWords;
+    float* strip = StripAt(job, first / kWords);
     for (int64_t word = 0; word < num_words; word += kWords) {
       Words tile[kWords];
       for (int64_t i = 0; i < kWords; ++i) {
@@ -91,9 +96,9 @@ void PackTransposedStrips(const PackJob& job) {
                            : ZeroWords();
       }
       Transpose8(tile);
-      float* to = strip + word * job.row_words;
+      float* to = strip + word * row_words;
       for (int64_t i = 0; i < kWords && word + i < num_words; ++i)
-        StoreWords(to + i * job.row_words, tile[i]);
+        StoreWords(to + i * row_words, tile[i]);
     }
   }
 }
