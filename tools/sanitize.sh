@@ -16,7 +16,7 @@ sanitized() {
   LD_PRELOAD="$runtimes" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 "$@"
 }
 BLOCKSPARSE_KERNELS="$build/libblocksparse_kernels.so" \
-  sanitized "$PYTHON" -m pytest $tests --noconftest test/test_kernels.py -k "not GPU"
+  sanitized "$PYTHON" -m pytest $tests --noconftest test/test_kernels.py test/test_cpu_levels.py -k "not GPU"
 
 if ! command -v compute-sanitizer >/dev/null || ! nvidia-smi >/dev/null 2>&1; then
   echo "No GPU or no compute-sanitizer: the GPU kernels were not checked."

@@ -1,7 +1,7 @@
 #include "src/kernels/common/cpu_level.h"
 
+#include <atomic>
 #include <cstdlib>
-#include <cstring>
 #include <string>
 
 namespace blocksparse {
@@ -26,23 +26,35 @@ CpuLevel BestLevel() {
 #endif
 }
 
+Status LevelOf(const std::string& name, const std::string& what, CpuLevel* level) {
+  std::string supported;
+  for (int i = 0; i <= static_cast<int>(BestLevel()); ++i) {
+    if (name == kNames[i]) {
+      *level = static_cast<CpuLevel>(i);
+      return Status();
+    }
+    supported += (i == 0 ? "" : ", ") + std::string(kNames[i]);
+  }
+  return Invalid(what + " must name a level of this machine's CPU. Received: " + name +
+                 ". Supported: " + supported);
+}
+
 struct Choice {
-  CpuLevel level;
+  Choice() : level(BestLevel()) {
+    const char* wanted = std::getenv(kVariable);
+    if (wanted == nullptr || *wanted == '\0') return;
+    CpuLevel found;
+    status = LevelOf(wanted, std::string("the environment variable ") + kVariable, &found);
+    if (status.ok()) level = found;
+  }
+
+  std::atomic<CpuLevel> level;
   Status status;
 };
 
-Choice Choose() {
-  const CpuLevel best = BestLevel();
-  const char* wanted = std::getenv(kVariable);
-  if (wanted == nullptr || *wanted == '\0') return {best, Status()};
-  std::string supported;
-  for (int i = 0; i <= static_cast<int>(best); ++i) {
-    if (std::strcmp(wanted, kNames[i]) == 0) return {static_cast<CpuLevel>(i), Status()};
-    supported += (i == 0 ? "" : ", ") + std::string(kNames[i]);
-  }
-  return {best, Invalid(std::string("the environment variable ") + kVariable +
-                        " must name a level of this machine's CPU. Received: " + wanted +
-                        ". Supported: " + supported)};
+Choice& TheChoice() {
+  static Choice choice;
+  return choice;
 }
 
 }  // namespace
@@ -50,9 +62,15 @@ Choice Choose() {
 const char* NameOf(CpuLevel level) { return kNames[static_cast<int>(level)]; }
 
 Status FindCpuLevel(CpuLevel* level) {
-  static const Choice choice = Choose();
-  *level = choice.level;
-  return choice.status;
+  *level = TheChoice().level;
+  return TheChoice().status;
+}
+
+Status SetCpuLevel(const char* name) {
+  CpuLevel level;
+  BLOCKSPARSE_RETURN_IF_ERROR(LevelOf(name, "the level", &level));
+  TheChoice().level = level;
+  return Status();
 }
 
 }  // namespace blocksparse

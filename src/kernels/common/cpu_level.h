@@ -22,6 +22,9 @@ const char* NameOf(CpuLevel level);
 // it; a name that does not exist, or a level that this machine lacks, is an error of every call.
 Status FindCpuLevel(CpuLevel* level);
 
+// Changes the level of later calls, for tests.
+Status SetCpuLevel(const char* name);
+
 }  // namespace blocksparse
 
 // Between these, every function is compiled for the instructions that `features` lists, in the
