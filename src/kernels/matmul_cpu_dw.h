@@ -31,12 +31,17 @@ class DwRow {
       const int64_t column = int64_t{part.entry.index} * job_.block_size + part.column;
       tile.strips[i] = job_.dy + column / kRowWords * job_.dy_strip_words;
     }
+    // Float32 results that fill the lanes go where they belong.
+    const bool is_direct = job_.is_first && num_parts_ == kMostParts && IsOneBlock() &&
+                           (!job_.is_last || job_.dw_dtype == DType::kFloat32);
+    float* to = is_direct ? job_.sums + Offset(parts_[0].entry.block) + parts_[0].column : buffer_;
+    tile.to_stride = is_direct ? job_.block_size : kOuterLanes;
     if (job_.has_pairs) {
-      Sum<PairMath>(tile);
+      Sum<PairMath>(tile, to);
     } else {
-      Sum<FloatMath>(tile);
+      Sum<FloatMath>(tile, to);
     }
-    for (int i = 0; i < num_parts_; ++i) Store(buffer_ + i * kRowWords, parts_[i]);
+    for (int i = 0; !is_direct && i < num_parts_; ++i) Store(buffer_ + i * kRowWords, parts_[i]);
     num_parts_ = 0;
   }
 
@@ -52,11 +57,15 @@ class DwRow {
     int column;
   };
 
+  // Whether the parts are neighbouring columns of one block.
+  bool IsOneBlock() const { return job_.block_size % kOuterLanes == 0; }
+
   template <class Math>
-  void Sum(OuterTile tile) {
+  void Sum(OuterTile tile, float* to) {
     ProductStep step;
     tile.steps = &step;
     tile.num_steps = 1;
+    tile.w_depth_stride = kWords;
     int64_t done = 0;
     do {
       step.x = done * kRowWords;
@@ -64,8 +73,8 @@ class DwRow {
       tile.is_added = done > 0;
       for (int strip = 0; strip < strips_of_block_; ++strip) {
         step.w = job_.x + (row_ * strips_of_block_ + strip) * job_.x_strip_words + done * kWords;
-        tile.to = buffer_ + strip * kWords * kOuterLanes;
-        RunOuter<Math, kRowWords>(tile, num_parts_ * kRowWords);
+        tile.to = to + strip * kWords * tile.to_stride;
+        RunOuterRows<Math, kRowWords, 1>(tile, num_parts_ * kRowWords);
       }
       done += kDepth;
     } while (done < job_.depth);

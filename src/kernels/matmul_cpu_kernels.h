@@ -12,7 +12,11 @@
 #include "src/kernels/matmul_cpu.h"
 
 // Before a loop over registers.
+#ifdef __clang__
+#define BLOCKSPARSE_UNROLL _Pragma("unroll")
+#else
 #define BLOCKSPARSE_UNROLL _Pragma("GCC unroll 16")
+#endif
 
 namespace blocksparse {
 namespace {
@@ -42,7 +46,7 @@ constexpr int kOuterLanes = kOuterVecs * kLanes;
 constexpr int kOuterStrips = kOuterVecs * kStripsOfVec;
 
 // to[r][..] = sum over steps s, strips i and words d of x[s.x + i x_stride + 8 r + d] times
-// row 8 i + d of s.w.
+// row 8 i + d of s.w; if kIsInterleaved, of pairs of rows of bfloat16.
 struct RowsTile {
   const ProductStep* steps;
   int64_t num_steps;
@@ -55,7 +59,7 @@ struct RowsTile {
   int64_t to_stride;
 };
 
-template <class Math, int kRows, int kVecs>
+template <class Math, bool kIsInterleaved, int kRows, int kVecs>
 void RowsKernel(const RowsTile& tile) {
   Vec sums[kRows][kVecs];
   BLOCKSPARSE_UNROLL for (int r = 0; r < kRows; ++r)
@@ -66,7 +70,11 @@ void RowsKernel(const RowsTile& tile) {
     for (int i = 0; i < tile.num_strips; ++i, x += tile.x_stride) {
       BLOCKSPARSE_UNROLL for (int d = 0; d < kWords; ++d, w += tile.w_stride) {
         Vec w_row[kVecs];
-        BLOCKSPARSE_UNROLL for (int v = 0; v < kVecs; ++v) w_row[v] = LoadVec(w + v * kLanes);
+        if constexpr (kIsInterleaved) {
+          Math::template Interleave<kVecs>(w, w + tile.w_stride / 2, w_row);
+        } else {
+          BLOCKSPARSE_UNROLL for (int v = 0; v < kVecs; ++v) w_row[v] = LoadVec(w + v * kLanes);
+        }
         BLOCKSPARSE_UNROLL for (int r = 0; r < kRows; ++r) {
           const Vec value = Broadcast(x + r * kWords + d);
           BLOCKSPARSE_UNROLL for (int v = 0; v < kVecs; ++v) sums[r][v] =
@@ -81,44 +89,49 @@ void RowsKernel(const RowsTile& tile) {
 }
 
 // Runs RowsKernel with the right number of rows.
-template <class Math, int kVecs, int kRows = RowsFor(kVecs)>
+template <class Math, bool kIsInterleaved, int kVecs, int kRows = RowsFor(kVecs)>
 void RunRows(int rows, const RowsTile& tile) {
   if constexpr (kRows > 1) {
-    if (rows < kRows) return RunRows<Math, kVecs, kRows - 1>(rows, tile);
+    if (rows < kRows) return RunRows<Math, kIsInterleaved, kVecs, kRows - 1>(rows, tile);
   }
-  RowsKernel<Math, kRows, kVecs>(tile);
+  RowsKernel<Math, kIsInterleaved, kRows, kVecs>(tile);
 }
 
-// to[r][lane] = sum over steps s and words d < depth of s.w[w_offset + 8 d + r] times word
-// s.x + kRowWords d + lane % kRowWords of strip lane / kRowWords, and, if is_added, what was there.
+// to[r][lane] = sum over steps s and words d < depth of
+//   s.w[w_offset + w_depth_stride d + w_row_stride r] times
+//   word s.x + kRowWords d + lane % kRowWords of strip lane / kRowWords,
+// and, if is_added, what was there.
 struct OuterTile {
   const ProductStep* steps;
   int64_t num_steps;
   int64_t depth;
   int64_t w_offset;
+  int64_t w_depth_stride;
+  int w_row_stride;                   // 1, or a block's row in words
   const float* strips[kOuterStrips];  // kRowWords wide: kStripWords or kLanes
   bool is_added;
-  float* to;  // rows of kOuterLanes
+  float* to;
+  int64_t to_stride;
 };
 
-template <class Math, int kRowWords, int kVecs>
+template <class Math, int kRowWords, int kVecs, int kRowStride>
 void OuterKernel(const OuterTile& tile) {
   constexpr bool kIsWide = kRowWords == kLanes;
   Vec sums[kOuterRows][kVecs];
   BLOCKSPARSE_UNROLL for (int r = 0; r < kOuterRows; ++r)
       BLOCKSPARSE_UNROLL for (int v = 0; v < kVecs; ++v) sums[r][v] =
-          tile.is_added ? LoadVec(tile.to + r * kOuterLanes + v * kLanes) : ZeroVec();
+          tile.is_added ? LoadVec(tile.to + r * tile.to_stride + v * kLanes) : ZeroVec();
   for (int64_t s = 0; s < tile.num_steps; ++s) {
     const float* w = tile.steps[s].w + tile.w_offset;
     int64_t x = tile.steps[s].x;
     const int64_t end = x + tile.depth * kRowWords;
 #pragma GCC unroll 4
-    for (; x < end; x += kRowWords, w += kWords) {
+    for (; x < end; x += kRowWords, w += tile.w_depth_stride) {
       Vec columns[kVecs];
       BLOCKSPARSE_UNROLL for (int v = 0; v < kVecs; ++v) columns[v] =
           kIsWide ? LoadVec(tile.strips[v] + x) : GatherVec(tile.strips + v * kStripsOfVec, x);
       BLOCKSPARSE_UNROLL for (int r = 0; r < kOuterRows; ++r) {
-        const Vec value = Broadcast(w + r);
+        const Vec value = Broadcast(w + r * kRowStride);
         BLOCKSPARSE_UNROLL for (int v = 0; v < kVecs; ++v) sums[r][v] =
             Math::MulAdd(value, columns[v], sums[r][v]);
       }
@@ -126,26 +139,44 @@ void OuterKernel(const OuterTile& tile) {
   }
   BLOCKSPARSE_UNROLL for (int r = 0; r < kOuterRows; ++r)
       BLOCKSPARSE_UNROLL for (int v = 0; v < kVecs; ++v)
-          StoreVec(tile.to + r * kOuterLanes + v * kLanes, sums[r][v]);
+          StoreVec(tile.to + r * tile.to_stride + v * kLanes, sums[r][v]);
+}
+
+template <class Math, int kRowWords, int kRowStride>
+void RunOuterRows(OuterTile tile, int64_t num_lanes) {
+  for (int r = 0; r < kWords; r += kOuterRows) {
+    if (num_lanes > kLanes) {
+      OuterKernel<Math, kRowWords, kOuterVecs, kRowStride>(tile);
+    } else {
+      OuterKernel<Math, kRowWords, 1, kRowStride>(tile);
+    }
+    tile.w_offset += kOuterRows * kRowStride;
+    tile.to += kOuterRows * tile.to_stride;
+  }
 }
 
 // Rows [0, 8) of `to`, of which the first `num_lanes` lanes count.
 template <class Math, int kRowWords>
-void RunOuter(OuterTile tile, int64_t num_lanes) {
-  for (int r = 0; r < kWords; r += kOuterRows) {
-    if (num_lanes > kLanes) {
-      OuterKernel<Math, kRowWords, kOuterVecs>(tile);
-    } else {
-      OuterKernel<Math, kRowWords, 1>(tile);
-    }
-    tile.w_offset += kOuterRows;
-    tile.to += kOuterRows * kOuterLanes;
+void RunOuter(const OuterTile& tile, int64_t num_lanes) {
+  switch (tile.w_row_stride) {
+    case 4:
+      return RunOuterRows<Math, kRowWords, 4>(tile, num_lanes);
+    case 8:
+      return RunOuterRows<Math, kRowWords, 8>(tile, num_lanes);
+    case 16:
+      return RunOuterRows<Math, kRowWords, 16>(tile, num_lanes);
+    case 32:
+      return RunOuterRows<Math, kRowWords, 32>(tile, num_lanes);
+    case 64:
+      return RunOuterRows<Math, kRowWords, 64>(tile, num_lanes);
+    case 128:
+      return RunOuterRows<Math, kRowWords, 128>(tile, num_lanes);
+    default:
+      return RunOuterRows<Math, kRowWords, 1>(tile, num_lanes);
   }
 }
 
 }  // namespace
 }  // namespace blocksparse
-
-#undef BLOCKSPARSE_UNROLL
 
 #endif  // BLOCKSPARSE_KERNELS_MATMUL_CPU_KERNELS_H_

@@ -1,21 +1,21 @@
-// Packing for matmul_cpu.h, included like common/simd_words.h after the vectors of a level.
+// Packing, included like matmul_cpu_kernels.h.
 #ifndef BLOCKSPARSE_KERNELS_MATMUL_CPU_PACK_H_
 #define BLOCKSPARSE_KERNELS_MATMUL_CPU_PACK_H_
 
-#include "src/kernels/matmul_cpu.h"
+#include "src/kernels/matmul_cpu_kernels.h"
 
 namespace blocksparse {
 namespace {
 
-// How the words of a matrix of T are read, eight at a time. `count` < 8 reads as many columns'
-// words and fills up with zeros.
+// How the words of a matrix of T are read: a word takes kRows x kColumns elements. Load makes eight
+// from neighbouring columns.
 
 template <typename T_>
 struct ValueWords {
   using T = T_;
   static constexpr int kRows = 1;
   static constexpr int kColumns = 1;
-  static Words Load(const T* from, int64_t, bool) { return Load8(from); }
+  static Words Load(const T* from, int64_t) { return Load8(from); }
 };
 
 #ifdef BLOCKSPARSE_PAIRS
@@ -23,9 +23,8 @@ struct RowPairWords {
   using T = BFloat16;
   static constexpr int kRows = 2;
   static constexpr int kColumns = 1;
-  static Words Load(const T* from, int64_t row_stride, bool has_second) {
-    const T zeros[kWords] = {};
-    return Interleave8(from, has_second ? from + row_stride : zeros);
+  static Words Load(const T* from, int64_t row_stride) {
+    return Interleave8(from, from + row_stride);
   }
 };
 
@@ -33,23 +32,21 @@ struct ColumnPairWords {
   using T = BFloat16;
   static constexpr int kRows = 1;
   static constexpr int kColumns = 2;
-  static Words Load(const T* from, int64_t, bool) { return LoadWords(from); }
+  static Words Load(const T* from, int64_t) { return LoadWords(from); }
 };
 #endif
 
-// The words of a row that start at `column`, in a matrix of `columns` columns.
+// Load where only rows x columns of the elements exist; the others count as zero.
 template <class Source>
-inline Words LoadRow(const typename Source::T* row, int64_t row_stride, bool has_second,
-                     int64_t column, int64_t columns) {
+Words LoadSome(const typename Source::T* from, int64_t row_stride, int64_t rows, int64_t columns) {
   using T = typename Source::T;
-  constexpr int kSize = kWords * Source::kColumns;
-  if (column + kSize <= columns) return Source::Load(row + column, row_stride, has_second);
+  constexpr int64_t kSize = kWords * Source::kColumns;
+  if (rows >= Source::kRows && columns >= kSize) return Source::Load(from, row_stride);
   T copy[Source::kRows * kSize] = {};
-  for (int64_t i = column; i < columns; ++i) {
-    copy[i - column] = row[i];
-    if (Source::kRows == 2 && has_second) copy[kSize + i - column] = row[row_stride + i];
-  }
-  return Source::Load(copy, kSize, has_second);
+  for (int64_t i = 0; i < Min(rows, Source::kRows); ++i)
+    for (int64_t j = 0; j < Min(columns, kSize); ++j)
+      copy[i * kSize + j] = from[i * row_stride + j];
+  return Source::Load(copy, kSize);
 }
 
 // Rows of a tile that are read side by side: their cache lines share a set where the stride is a
@@ -63,17 +60,27 @@ inline float* StripAt(const PackJob& job, int64_t strip) {
 template <class Source>
 void PackStrips(const PackJob& job) {
   using T = typename Source::T;
+  constexpr int64_t kColumns = kWords * Source::kColumns;  // of a strip, in elements
+  constexpr int64_t kRows = kRowsOfTile * Source::kRows;
   const int64_t row_words = job.wide * kWords;
-  const int64_t num_rows = (job.rows + Source::kRows - 1) / Source::kRows;
-  for (int64_t first = 0; first < num_rows; first += kRowsOfTile) {
-    const int64_t count = num_rows - first < kRowsOfTile ? num_rows - first : kRowsOfTile;
+  for (int64_t row = 0; row < job.rows; row += kRows) {
+    const bool has_all_rows = row + kRows <= job.rows;
     int64_t strip = 0;
-    for (int64_t column = 0; column < job.columns; column += kWords * Source::kColumns) {
-      const T* row = static_cast<const T*>(job.from) + first * Source::kRows * job.row_stride;
-      float* to = StripAt(job, strip++) + first * row_words;
-      for (int64_t i = 0; i < count; ++i, row += Source::kRows * job.row_stride, to += row_words) {
-        const bool has_second = (first + i) * Source::kRows + 1 < job.rows;
-        StoreWords(to, LoadRow<Source>(row, job.row_stride, has_second, column, job.columns));
+    for (int64_t column = 0; column < job.columns; column += kColumns) {
+      const T* from = static_cast<const T*>(job.from) + row * job.row_stride + column;
+      float* to = StripAt(job, strip++) + row / Source::kRows * row_words;
+      if (has_all_rows && column + kColumns <= job.columns) {
+        BLOCKSPARSE_UNROLL for (int i = 0; i < kRowsOfTile; ++i) {
+          StoreWords(to, Source::Load(from, job.row_stride));
+          from += Source::kRows * job.row_stride;
+          to += row_words;
+        }
+        continue;
+      }
+      for (int64_t rows = Min(kRows, job.rows - row); rows > 0; rows -= Source::kRows) {
+        StoreWords(to, LoadSome<Source>(from, job.row_stride, rows, job.columns - column));
+        from += Source::kRows * job.row_stride;
+        to += row_words;
       }
     }
   }
@@ -82,23 +89,30 @@ void PackStrips(const PackJob& job) {
 template <class Source>
 void PackTransposedStrips(const PackJob& job) {
   using T = typename Source::T;
+  constexpr int64_t kColumns = kWords * Source::kColumns;
   const int64_t row_words = job.wide * kWords;
-  const int64_t num_words = (job.columns + Source::kColumns - 1) / Source::kColumns;
-  for (int64_t first = 0; first < job.rows; first += kWords) {
-    const T* corner = static_cast<const T*>(job.from) + first * job.row_stride;
-    const int64_t rows = job.rows - first < kWords ? job.rows - first : kWords;
-    float* strip = StripAt(job, first / kWords);
-    for (int64_t word = 0; word < num_words; word += kWords) {
+  for (int64_t row = 0; row < job.rows; row += kWords) {
+    float* to = StripAt(job, row / kWords);
+    for (int64_t column = 0; column < job.columns; column += kColumns) {
+      const T* from = static_cast<const T*>(job.from) + row * job.row_stride + column;
       Words tile[kWords];
+      if (row + kWords <= job.rows && column + kColumns <= job.columns) {
+        BLOCKSPARSE_UNROLL for (int i = 0; i < kWords; ++i) tile[i] =
+            Source::Load(from + i * job.row_stride, 0);
+        Transpose8(tile);
+        BLOCKSPARSE_UNROLL for (int i = 0; i < kWords; ++i) StoreWords(to + i * row_words, tile[i]);
+        to += kWords * row_words;
+        continue;
+      }
       for (int64_t i = 0; i < kWords; ++i) {
-        tile[i] = i < rows ? LoadRow<Source>(corner + i * job.row_stride, 0, false,
-                                             word * Source::kColumns, job.columns)
-                           : ZeroWords();
+        tile[i] = row + i < job.rows
+                      ? LoadSome<Source>(from + i * job.row_stride, 0, 1, job.columns - column)
+                      : ZeroWords();
       }
       Transpose8(tile);
-      float* to = strip + word * row_words;
-      for (int64_t i = 0; i < kWords && word + i < num_words; ++i)
+      for (int64_t i = 0; i < kWords && column + i * Source::kColumns < job.columns; ++i)
         StoreWords(to + i * row_words, tile[i]);
+      to += kWords * row_words;
     }
   }
 }

@@ -19,16 +19,20 @@ inline void StoreSome(T* to, Words values, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = copy[i];
 }
 
-// A slice of the result whose weights are at hand.
+// A slice of the result whose weights are at hand: packed, or in place in w.
 struct Slice {
   int64_t first_output;
   const ProductStep* steps;
   int64_t num_steps;
-  int64_t w_stride;       // features in lanes: from one row of W to the next
-  int64_t w_strip_words;  // samples in lanes: from eight outputs to the next eight
+  bool is_in_place;
 };
 
 constexpr int kMostSlices = 64;  // whose weights are kept at a time
+
+// Samples up to which weights stay in place.
+constexpr int64_t kFewForLanes = 128;
+constexpr int64_t kFewForPairs = 28;
+constexpr int64_t kFewForRows = 64;
 
 template <typename T>
 class Product {
@@ -86,42 +90,41 @@ class Product {
       // Until the weights are found, the step holds the block's number in place of x.
       steps[count++] = {nullptr, e};
     }
-    Slice& slice = slices_[num_slices_++];
-    slice = {index / slices_of_block * job_.block_size + first_output, steps, count, width_,
-             count * depth_ * kWords};
     const bool is_in_place = CanUseInPlace(samples) && !is_scaled;
-    if (is_in_place) slice.w_stride = job_.block_size;
+    slices_[num_slices_++] = {index / slices_of_block * job_.block_size + first_output, steps,
+                              count, is_in_place};
     for (int64_t s = 0; s < count; ++s) {
       const LutEntry entry = job_.direction.entries[steps[s].x];
       const T* block =
           static_cast<const T*>(job_.w) + int64_t{entry.block} * job_.block_size * job_.block_size;
-      steps[s].x =
-          job_.has_sample_lanes ? entry.index * depth_ * kLanes : entry.index * depth_ * job_.panel;
+      const T* outputs = block + first_output * (job_.is_dx ? job_.block_size : 1);
+      steps[s].x = entry.index * depth_ * (job_.has_sample_lanes ? kLanes : job_.panel);
       if (is_in_place) {
-        steps[s].w = reinterpret_cast<const float*>(block) + first_output;
+        steps[s].w = reinterpret_cast<const float*>(outputs);
       } else {
-        steps[s].w =
-            scratch_.w + num_words_ + s * depth_ * (job_.has_sample_lanes ? kWords : width_);
-        PackWeights(block, first_output, GateOf(entry.block), count,
-                    const_cast<float*>(steps[s].w));
+        float* w = scratch_.w + num_words_ + s * depth_ * (job_.has_sample_lanes ? kWords : width_);
+        PackWeights(outputs, GateOf(entry.block), count, w);
+        steps[s].w = w;
       }
     }
     if (!is_in_place) num_words_ += SliceWords(job_, count);
     num_steps_ += count;
   }
 
-  // Whether float32 blocks already lie as the inner loop reads them, and near enough together for
-  // as many samples.
+  // Whether the inner loop can read w itself, and that is better for as many samples: what lies
+  // packed is read faster, but packing takes time.
   bool CanUseInPlace(int64_t samples) const {
-    constexpr int64_t kFewSamples = 64;
-    if (job_.dtype != DType::kFloat32 || job_.is_dx) return false;
-    if (job_.has_sample_lanes) return job_.block_size == kWords;
-    return job_.block_size == width_ || samples <= kFewSamples;
+    if (job_.dtype != DType::kFloat32 && !job_.has_pairs) return false;
+    if (job_.has_sample_lanes)
+      return (job_.is_dx || !job_.has_pairs) &&
+             (job_.block_size == kWords || samples <= kFewForLanes);
+    if (job_.is_dx) return false;
+    if (job_.has_pairs) return samples <= kFewForPairs;
+    return job_.block_size == width_ || samples <= kFewForRows;
   }
 
-  // The outputs [first_output, first_output + width_) of a block.
-  void PackWeights(const T* block, int64_t first_output, float gate, int64_t num_blocks,
-                   float* to) const {
+  // width_ outputs of a block, the first of which is at `outputs`.
+  void PackWeights(const T* outputs, float gate, int64_t num_blocks, float* to) const {
     const int64_t size = job_.block_size;
     PackJob pack = {};
     pack.dtype = job_.dtype;
@@ -129,7 +132,7 @@ class Product {
                 : job_.is_dx    ? WordKind::kColumnPair
                                 : WordKind::kRowPair;
     pack.is_transposed = job_.is_dx;
-    pack.from = job_.is_dx ? block + first_output * size : block + first_output;
+    pack.from = outputs;
     pack.row_stride = size;
     pack.rows = job_.is_dx ? width_ : size;
     pack.columns = job_.is_dx ? size : width_;
@@ -183,15 +186,20 @@ class Product {
     tile.x = job_.x + n / job_.panel * job_.panel_words;
     tile.x_stride = job_.panel * kWords;
     tile.num_strips = depth_ / kWords;
-    tile.w_stride = slice.w_stride;
+    tile.w_stride = slice.is_in_place ? job_.block_size : width_;
     tile.to = buffer;
     tile.to_stride = kSliceWidth;
     if constexpr (sizeof(T) == sizeof(float)) {
       tile.to = y;
       tile.to_stride = job_.y_stride;
     }
-    for (; tile.w_offset < width_; tile.w_offset += kVecs * kLanes, tile.to += kVecs * kLanes)
-      RunRows<Math, kVecs>(rows, tile);
+    for (; tile.w_offset < width_; tile.w_offset += kVecs * kLanes, tile.to += kVecs * kLanes) {
+      if (Math::kIsPairs && slice.is_in_place) {
+        RunRows<Math, Math::kIsPairs, kVecs>(rows, tile);
+      } else {
+        RunRows<Math, false, kVecs>(rows, tile);
+      }
+    }
     if constexpr (sizeof(T) != sizeof(float)) {
       for (int r = 0; r < rows; ++r)
         for (int j = 0; j < width_; j += kWords)
@@ -211,7 +219,19 @@ class Product {
     for (int v = 0; v < kOuterVecs; ++v)
       tile.strips[v] = job_.x + (n / kLanes + v) * job_.panel_words;
     tile.to = buffer;
-    for (int64_t j = 0; j < width_; j += kWords, tile.w_offset += slice.w_strip_words) {
+    tile.to_stride = kOuterLanes;
+    tile.w_row_stride = 1;
+    tile.w_depth_stride = kWords;
+    int64_t w_strip_words = slice.num_steps * depth_ * kWords;  // from eight outputs to the next
+    if (slice.is_in_place && job_.is_dx) {
+      tile.w_row_stride = depth_;
+      tile.w_depth_stride = 1;
+      w_strip_words = depth_ * kWords;
+    } else if (slice.is_in_place) {
+      tile.w_depth_stride = job_.block_size;
+      w_strip_words = kWords;
+    }
+    for (int64_t j = 0; j < width_; j += kWords, tile.w_offset += w_strip_words) {
       RunOuter<Math, kLanes>(tile, samples);
       for (int64_t i = 0; i < samples; i += kWords)
         StoreTile(buffer + i, slice.first_output + j, n + i, Min(samples - i, kWords));

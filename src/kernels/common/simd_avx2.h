@@ -22,6 +22,7 @@ inline Vec GatherVec(const float* const* from, int64_t offset) {
 }
 
 struct FloatMath {
+  static constexpr bool kIsPairs = false;
   static Vec MulAdd(Vec a, Vec b, Vec sum) { return _mm256_fmadd_ps(a, b, sum); }
 };
 

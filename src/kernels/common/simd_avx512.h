@@ -24,6 +24,7 @@ inline Vec GatherVec(const float* const* from, int64_t offset) {
 }
 
 struct FloatMath {
+  static constexpr bool kIsPairs = false;
   static Vec MulAdd(Vec a, Vec b, Vec sum) { return _mm512_fmadd_ps(a, b, sum); }
 };
 
@@ -31,8 +32,33 @@ struct FloatMath {
 // Words are pairs of bfloat16; a lane adds two products, each rounded to nearest. The instruction
 // takes subnormal inputs for zero and flushes subnormal sums.
 struct PairMath {
+  static constexpr bool kIsPairs = true;
   static Vec MulAdd(Vec a, Vec b, Vec sum) {
     return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
+  }
+
+  // kVecs vectors of pairs {first[i], second[i]}, from rows of bfloat16 that hold kVecs kLanes
+  // each.
+  template <int kVecs>
+  static void Interleave(const float* first, const float* second, Vec* pairs) {
+    static_assert(kVecs == 1 || kVecs == 2, "a row fills half a register or a whole one");
+    // Of 32 and 32 numbers: 0, 32, 1, 33, ...
+    const __m512i low =
+        _mm512_add_epi16(_mm512_maskz_mov_epi16(0xaaaaaaaau, _mm512_set1_epi16(32)),
+                         _mm512_cvtepu8_epi16(_mm256_setr_epi8(
+                             0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7, 8, 8, 9, 9, 10, 10, 11,
+                             11, 12, 12, 13, 13, 14, 14, 15, 15)));
+    if constexpr (kVecs == 1) {
+      const __m512i a = _mm512_castsi256_si512(_mm256_castps_si256(_mm256_loadu_ps(first)));
+      const __m512i b = _mm512_castsi256_si512(_mm256_castps_si256(_mm256_loadu_ps(second)));
+      pairs[0] = _mm512_castsi512_ps(_mm512_permutex2var_epi16(a, low, b));
+    } else {
+      const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+      const __m512i a = _mm512_castps_si512(_mm512_loadu_ps(first));
+      const __m512i b = _mm512_castps_si512(_mm512_loadu_ps(second));
+      pairs[0] = _mm512_castsi512_ps(_mm512_permutex2var_epi16(a, low, b));
+      pairs[1] = _mm512_castsi512_ps(_mm512_permutex2var_epi16(a, high, b));
+    }
   }
 };
 #endif

@@ -36,6 +36,7 @@ inline Vec Broadcast(const float* from) {
 inline Vec GatherVec(const float* const* from, int64_t offset) { return LoadVec(from[0] + offset); }
 
 struct FloatMath {
+  static constexpr bool kIsPairs = false;
   static Vec MulAdd(Vec a, Vec b, Vec sum) {
     return {sum.low + a.low * b.low, sum.high + a.high * b.high};
   }

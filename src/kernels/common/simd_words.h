@@ -49,6 +49,10 @@ inline void Store8(Half* to, Words value) {
                    _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 inline void Store8(BFloat16* to, Words value) {
+#ifdef BLOCKSPARSE_PAIRS
+  const __m128i packed = reinterpret_cast<__m128i>(_mm256_cvtneps_pbh(value));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), packed);
+#else
   const __m256i bits = _mm256_castps_si256(value);
   const __m256i high = _mm256_srli_epi32(bits, 16);
   const __m256i odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
@@ -59,6 +63,7 @@ inline void Store8(BFloat16* to, Words value) {
   const __m256i result = _mm256_blendv_epi8(rounded, quiet_nan, is_nan);
   const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(result, result), 0x08);
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_castsi256_si128(packed));
+#endif
 }
 
 // rows[i] word j <-> rows[j] word i.
