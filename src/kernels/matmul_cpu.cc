@@ -163,7 +163,7 @@ void MultiplyChunk(const MatmulCpuKernels& kernels, const ProductJob& job, const
   parallel_for(num_parts * units.total(), cost, [&](int64_t begin, int64_t end) {
     const int64_t num_words = std::max(kWeightWords, SliceWords(job, units.longest()));
     const Scratch w(num_words);
-    std::vector<ProductStep> steps(std::max(kStepsAtOnce, units.longest()));
+    std::vector<ProductStep> steps(std::max(kStepsAtOnce, units.longest()) + kStepsAhead);
     const ProductScratch scratch = {w.data(), num_words, steps.data(),
                                     static_cast<int64_t>(steps.size())};
     for (int64_t part = begin / units.total(); part * units.total() < end; ++part) {
@@ -341,9 +341,11 @@ Status MatmulDwCpu(const MatmulDwArgs& args, const ParallelFor& parallel_for) {
   job.starts = starts.data();
   job.gate = args.gate;
   job.dw = args.dw;
-  const bool needs_sums = chunks.size() > 1 && args.dw_dtype != DType::kFloat32;
+  const bool is_float = args.dw_dtype == DType::kFloat32;
+  const bool needs_sums = chunks.size() > 1 && !is_float;
   const Scratch sums(needs_sums ? layout.num_blocks * block_words : 0);
-  job.sums = needs_sums ? sums.data() : static_cast<float*>(args.dw);
+  if (is_float) job.sums = static_cast<float*>(args.dw);
+  if (needs_sums) job.sums = sums.data();
   const int wide = layout.block_size < kernels->lanes ? 1 : kernels->lanes / kStripWords;
   // Strips that start a power of two apart would compete for the same sets of a cache.
   job.x_strip_words = most * kStripWords + kStripGap;

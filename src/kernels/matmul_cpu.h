@@ -50,7 +50,9 @@ struct PackJob {
   int64_t strip_words;  // from one wide strip to the next
 };
 
-// One entry of a block column: its weights, and where its input block starts in a panel of x.
+// One entry of a block column: its weights, and where its input block starts in a panel of x. The
+// inner loops ask for the operands of later steps, so that many steps after the last can be read.
+constexpr int kStepsAhead = 2;
 struct ProductStep {
   const float* w;
   int64_t x;  // in words
@@ -109,7 +111,7 @@ struct DwJob {
   const float* dy;        // wide strips of `lanes` words, of eight if blocks are smaller
   int64_t dy_strip_words;
   int64_t depth;  // rows of the strips that hold samples
-  float* sums;    // float32[num_blocks, B, B]: dw itself if it is float32. Unused with one chunk
+  float* sums;    // float32[num_blocks, B, B]: dw itself, or what is rounded at last; or null
   void* dw;
 };
 

@@ -1,6 +1,8 @@
 // The CPU products for CpuLevel::kAvx512Bf16.
 #ifdef __x86_64__
 
+// GCC 12 warns of its own headers.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
 
 #include "src/kernels/common/cpu_level.h"

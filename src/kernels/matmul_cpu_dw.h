@@ -25,23 +25,26 @@ class DwRow {
 
   void Flush() {
     if (num_parts_ == 0) return;
+    // Where the sums are in float32 anyway they are added in place.
+    const bool is_buffered = job_.sums == nullptr;
     OuterTile tile = {};
+    tile.is_added = !job_.is_first;
+    tile.to_stride = is_buffered ? kRowWords : job_.block_size;
     for (int i = 0; i < kMostParts; ++i) {
       const Part& part = parts_[i < num_parts_ ? i : 0];
       const int64_t column = int64_t{part.entry.index} * job_.block_size + part.column;
       tile.strips[i] = job_.dy + column / kRowWords * job_.dy_strip_words;
+      tile.to[i] = is_buffered || i >= num_parts_ ? buffer_[i] : job_.sums + CornerOf(part);
     }
-    // Float32 results that fill the lanes go where they belong.
-    const bool is_direct = job_.is_first && num_parts_ == kMostParts && IsOneBlock() &&
-                           (!job_.is_last || job_.dw_dtype == DType::kFloat32);
-    float* to = is_direct ? job_.sums + Offset(parts_[0].entry.block) + parts_[0].column : buffer_;
-    tile.to_stride = is_direct ? job_.block_size : kOuterLanes;
     if (job_.has_pairs) {
-      Sum<PairMath>(tile, to);
+      Sum<PairMath>(tile);
     } else {
-      Sum<FloatMath>(tile, to);
+      Sum<FloatMath>(tile);
     }
-    for (int i = 0; !is_direct && i < num_parts_; ++i) Store(buffer_ + i * kRowWords, parts_[i]);
+    for (int i = 0; i < num_parts_; ++i) {
+      const float* sums = is_buffered ? buffer_[i] : job_.sums + CornerOf(parts_[i]);
+      if (job_.is_last && job_.sums != job_.dw) Round(sums, tile.to_stride, CornerOf(parts_[i]));
+    }
     num_parts_ = 0;
   }
 
@@ -49,7 +52,6 @@ class DwRow {
   // Words of a strip's column that are summed at a time: with them the lanes' strips stay in the
   // first-level cache while all strips of x pass.
   static constexpr int64_t kDepth = 128;
-
   static constexpr int kMostParts = kOuterLanes / kRowWords;
 
   struct Part {  // columns [column, column + kRowWords) of a block
@@ -57,63 +59,54 @@ class DwRow {
     int column;
   };
 
-  // Whether the parts are neighbouring columns of one block.
-  bool IsOneBlock() const { return job_.block_size % kOuterLanes == 0; }
+  int64_t CornerOf(const Part& part) const { return Offset(part.entry.block) + part.column; }
+  int64_t Offset(int64_t block) const { return block * job_.block_size * job_.block_size; }
 
   template <class Math>
-  void Sum(OuterTile tile, float* to) {
+  void Sum(const OuterTile& parts) {
     ProductStep step;
-    tile.steps = &step;
-    tile.num_steps = 1;
-    tile.w_depth_stride = kWords;
     int64_t done = 0;
     do {
       step.x = done * kRowWords;
-      tile.depth = Min(kDepth, job_.depth - done);
-      tile.is_added = done > 0;
       for (int strip = 0; strip < strips_of_block_; ++strip) {
         step.w = job_.x + (row_ * strips_of_block_ + strip) * job_.x_strip_words + done * kWords;
-        tile.to = to + strip * kWords * tile.to_stride;
-        RunOuterRows<Math, kRowWords, 1>(tile, num_parts_ * kRowWords);
+        OuterTile tile = parts;
+        tile.steps = &step;
+        tile.num_steps = 1;
+        tile.depth = Min(kDepth, job_.depth - done);
+        tile.w_depth_stride = kWords;
+        tile.is_added = parts.is_added || done > 0;
+        for (float*& to : tile.to) to += strip * kWords * tile.to_stride;
+        RunOuterRows<Math, kRowWords, 1, false>(tile, num_parts_ * kRowWords);
       }
       done += kDepth;
     } while (done < job_.depth);
   }
 
-  int64_t Offset(int64_t block) const { return block * job_.block_size * job_.block_size; }
-
-  // Adds the sums to what earlier chunks left, and rounds after the last.
-  void Store(const float* from, const Part& part) {
-    const int64_t corner = Offset(part.entry.block) + part.column;
-    for (int64_t i = 0; i < job_.block_size; ++i, from += kOuterLanes) {
-      for (int j = 0; j < kRowWords; j += kWords) {
-        const int64_t at = corner + i * job_.block_size + j;
-        Words sum = LoadWords(from + j);
-        if (!job_.is_first) sum = AddWords(sum, LoadWords(job_.sums + at));
-        if (job_.is_last) {
-          StoreDw(sum, at);
-        } else {
-          StoreWords(job_.sums + at, sum);
-        }
-      }
-    }
-  }
-
-  void StoreDw(Words sum, int64_t at) {
+  // A part's sums to dw.
+  void Round(const float* sums, int64_t stride, int64_t corner) {
     switch (job_.dw_dtype) {
       case DType::kFloat32:
-        return Store8(static_cast<float*>(job_.dw) + at, sum);
+        return RoundTo(static_cast<float*>(job_.dw) + corner, sums, stride);
       case DType::kFloat16:
-        return Store8(static_cast<Half*>(job_.dw) + at, sum);
+        return RoundTo(static_cast<Half*>(job_.dw) + corner, sums, stride);
       case DType::kBFloat16:
-        return Store8(static_cast<BFloat16*>(job_.dw) + at, sum);
+        return RoundTo(static_cast<BFloat16*>(job_.dw) + corner, sums, stride);
     }
   }
+  template <typename T>
+  void RoundTo(T* to, const float* sums, int64_t stride) {
+    for (int i = 0; i < job_.block_size; ++i, to += job_.block_size, sums += stride)
+      BLOCKSPARSE_UNROLL for (int j = 0; j < kRowWords; j += kWords)
+          Store8(to + j, LoadWords(sums + j));
+  }
 
+  // What is closed gets zeros.
   void Clear(int64_t block) {
-    const int64_t size = int64_t{job_.block_size} * job_.block_size;
-    for (int64_t i = 0; job_.is_last && i < size; i += kWords)
-      StoreDw(ZeroWords(), Offset(block) + i);
+    if (!job_.is_last) return;
+    for (float& value : buffer_[0]) value = 0.f;
+    for (int column = 0; column < job_.block_size; column += kRowWords)
+      Round(buffer_[0], kRowWords, Offset(block) + column);
   }
 
   const DwJob& job_;
@@ -121,7 +114,7 @@ class DwRow {
   const int strips_of_block_;  // of x
   Part parts_[kMostParts];
   int num_parts_ = 0;
-  float buffer_[kMaxBlockSize * kOuterLanes];
+  float buffer_[kMostParts][kMaxBlockSize * kRowWords];
 };
 
 template <int kRowWords>

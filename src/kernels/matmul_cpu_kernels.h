@@ -31,6 +31,7 @@ using PairMath = FloatMath;
 constexpr int kStripsOfVec = kLanes / kWords;
 constexpr int kMostVecs = 2;
 constexpr int kMostRows = 14;
+constexpr int kLineWords = 16;  // of a cache line
 
 constexpr int64_t Min(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -67,8 +68,15 @@ void RowsKernel(const RowsTile& tile) {
   for (int64_t s = 0; s < tile.num_steps; ++s) {
     const float* w = tile.steps[s].w + tile.w_offset;
     const float* x = tile.x + tile.steps[s].x;
-    for (int i = 0; i < tile.num_strips; ++i, x += tile.x_stride) {
-      BLOCKSPARSE_UNROLL for (int d = 0; d < kWords; ++d, w += tile.w_stride) {
+    const float* next_w = tile.steps[s + kStepsAhead].w + tile.w_offset;
+    const float* next_x = tile.x + tile.steps[s + 1].x;
+    for (int i = 0; i < tile.num_strips; ++i, x += tile.x_stride, next_x += tile.x_stride) {
+      BLOCKSPARSE_UNROLL for (int line = 0; line < kRows / 2; ++line)
+          __builtin_prefetch(next_x + line * kLineWords);
+      BLOCKSPARSE_UNROLL for (int d = 0; d < kWords;
+                              ++d, w += tile.w_stride, next_w += tile.w_stride) {
+        BLOCKSPARSE_UNROLL for (int v = 0; v < kVecs * kLanes; v += kLineWords)
+            __builtin_prefetch(next_w + v);
         Vec w_row[kVecs];
         if constexpr (kIsInterleaved) {
           Math::template Interleave<kVecs>(w, w + tile.w_stride / 2, w_row);
@@ -97,10 +105,21 @@ void RunRows(int rows, const RowsTile& tile) {
   RowsKernel<Math, kIsInterleaved, kRows, kVecs>(tile);
 }
 
+// A vector whose lanes lie in kParts places.
+template <int kParts>
+inline Vec LoadParts(const float* const* from, int64_t offset) {
+  return kParts == 1 ? LoadVec(from[0] + offset) : GatherVec(from, offset);
+}
+template <int kParts>
+inline void StoreParts(float* const* to, int64_t offset, Vec value) {
+  return kParts == 1 ? StoreVec(to[0] + offset, value) : ScatterVec(to, offset, value);
+}
+
 // to[r][lane] = sum over steps s and words d < depth of
 //   s.w[w_offset + w_depth_stride d + w_row_stride r] times
 //   word s.x + kRowWords d + lane % kRowWords of strip lane / kRowWords,
-// and, if is_added, what was there.
+// and, if is_added, what was there. Lanes [kRowWords i, kRowWords (i + 1)) of row r are
+// to[i] + to_stride r.
 struct OuterTile {
   const ProductStep* steps;
   int64_t num_steps;
@@ -110,26 +129,39 @@ struct OuterTile {
   int w_row_stride;                   // 1, or a block's row in words
   const float* strips[kOuterStrips];  // kRowWords wide: kStripWords or kLanes
   bool is_added;
-  float* to;
+  float* to[kOuterStrips];
   int64_t to_stride;
 };
 
-template <class Math, int kRowWords, int kVecs, int kRowStride>
+// kIsPrefetching: asks for the operands of the step after next.
+template <class Math, int kRowWords, int kVecs, int kRowStride, bool kIsPrefetching>
 void OuterKernel(const OuterTile& tile) {
-  constexpr bool kIsWide = kRowWords == kLanes;
+  constexpr int kParts = kLanes / kRowWords;  // of a vector
   Vec sums[kOuterRows][kVecs];
   BLOCKSPARSE_UNROLL for (int r = 0; r < kOuterRows; ++r)
       BLOCKSPARSE_UNROLL for (int v = 0; v < kVecs; ++v) sums[r][v] =
-          tile.is_added ? LoadVec(tile.to + r * tile.to_stride + v * kLanes) : ZeroVec();
+          tile.is_added ? LoadParts<kParts>(tile.to + v * kParts, r * tile.to_stride) : ZeroVec();
   for (int64_t s = 0; s < tile.num_steps; ++s) {
     const float* w = tile.steps[s].w + tile.w_offset;
     int64_t x = tile.steps[s].x;
-    const int64_t end = x + tile.depth * kRowWords;
+    const float* next_w = nullptr;
+    int64_t to_next_x = 0;
+    if constexpr (kIsPrefetching) {
+      next_w = tile.steps[s + kStepsAhead].w + tile.w_offset;
+      to_next_x = tile.steps[s + kStepsAhead].x - x;
+    }
 #pragma GCC unroll 4
-    for (; x < end; x += kRowWords, w += tile.w_depth_stride) {
+    for (int64_t d = 0; d < tile.depth; ++d, x += kRowWords, w += tile.w_depth_stride) {
+      if constexpr (kIsPrefetching) {
+        // Eight rows of W in turn, or the next one.
+        __builtin_prefetch(kRowStride > 1 ? next_w + (d & 7) * kRowStride + (d & ~7) : next_w);
+        BLOCKSPARSE_UNROLL for (int v = 0; v < kVecs; ++v)
+            __builtin_prefetch(tile.strips[v] + x + to_next_x);
+        next_w += kRowStride > 1 ? 0 : tile.w_depth_stride;
+      }
       Vec columns[kVecs];
       BLOCKSPARSE_UNROLL for (int v = 0; v < kVecs; ++v) columns[v] =
-          kIsWide ? LoadVec(tile.strips[v] + x) : GatherVec(tile.strips + v * kStripsOfVec, x);
+          LoadParts<kParts>(tile.strips + v * kParts, x);
       BLOCKSPARSE_UNROLL for (int r = 0; r < kOuterRows; ++r) {
         const Vec value = Broadcast(w + r * kRowStride);
         BLOCKSPARSE_UNROLL for (int v = 0; v < kVecs; ++v) sums[r][v] =
@@ -139,40 +171,40 @@ void OuterKernel(const OuterTile& tile) {
   }
   BLOCKSPARSE_UNROLL for (int r = 0; r < kOuterRows; ++r)
       BLOCKSPARSE_UNROLL for (int v = 0; v < kVecs; ++v)
-          StoreVec(tile.to + r * tile.to_stride + v * kLanes, sums[r][v]);
+          StoreParts<kParts>(tile.to + v * kParts, r * tile.to_stride, sums[r][v]);
 }
 
-template <class Math, int kRowWords, int kRowStride>
+template <class Math, int kRowWords, int kRowStride, bool kIsPrefetching>
 void RunOuterRows(OuterTile tile, int64_t num_lanes) {
   for (int r = 0; r < kWords; r += kOuterRows) {
     if (num_lanes > kLanes) {
-      OuterKernel<Math, kRowWords, kOuterVecs, kRowStride>(tile);
+      OuterKernel<Math, kRowWords, kOuterVecs, kRowStride, kIsPrefetching>(tile);
     } else {
-      OuterKernel<Math, kRowWords, 1, kRowStride>(tile);
+      OuterKernel<Math, kRowWords, 1, kRowStride, kIsPrefetching>(tile);
     }
     tile.w_offset += kOuterRows * kRowStride;
-    tile.to += kOuterRows * tile.to_stride;
+    for (float*& to : tile.to) to += kOuterRows * tile.to_stride;
   }
 }
 
-// Rows [0, 8) of `to`, of which the first `num_lanes` lanes count.
-template <class Math, int kRowWords>
+// Rows [0, 8) of `to`, of which the first `num_lanes` lanes count, for samples in lanes.
+template <class Math>
 void RunOuter(const OuterTile& tile, int64_t num_lanes) {
   switch (tile.w_row_stride) {
     case 4:
-      return RunOuterRows<Math, kRowWords, 4>(tile, num_lanes);
+      return RunOuterRows<Math, kLanes, 4, true>(tile, num_lanes);
     case 8:
-      return RunOuterRows<Math, kRowWords, 8>(tile, num_lanes);
+      return RunOuterRows<Math, kLanes, 8, true>(tile, num_lanes);
     case 16:
-      return RunOuterRows<Math, kRowWords, 16>(tile, num_lanes);
+      return RunOuterRows<Math, kLanes, 16, true>(tile, num_lanes);
     case 32:
-      return RunOuterRows<Math, kRowWords, 32>(tile, num_lanes);
+      return RunOuterRows<Math, kLanes, 32, true>(tile, num_lanes);
     case 64:
-      return RunOuterRows<Math, kRowWords, 64>(tile, num_lanes);
+      return RunOuterRows<Math, kLanes, 64, true>(tile, num_lanes);
     case 128:
-      return RunOuterRows<Math, kRowWords, 128>(tile, num_lanes);
+      return RunOuterRows<Math, kLanes, 128, true>(tile, num_lanes);
     default:
-      return RunOuterRows<Math, kRowWords, 1>(tile, num_lanes);
+      return RunOuterRows<Math, kLanes, 1, true>(tile, num_lanes);
   }
 }
 

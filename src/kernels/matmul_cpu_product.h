@@ -52,6 +52,8 @@ class Product {
       do {
         AddSlice(index++, samples);
       } while (index < range.end && HasRoomFor(index));
+      for (int i = 0; i < kStepsAhead; ++i)
+        scratch_.steps[num_steps_ + i] = num_steps_ > 0 ? scratch_.steps[0] : ProductStep{};
       if (job_.has_pairs) {
         Multiply<PairMath>(range);
       } else {
@@ -69,7 +71,7 @@ class Product {
     const EntryRange range = EntriesOf(index);
     return num_slices_ < kMostSlices &&
            num_words_ + SliceWords(job_, range.end - range.begin) <= scratch_.num_words &&
-           num_steps_ + range.end - range.begin <= scratch_.num_steps;
+           num_steps_ + range.end - range.begin + kStepsAhead <= scratch_.num_steps;
   }
 
   float GateOf(int64_t block) const { return job_.gate == nullptr ? 1.f : job_.gate[block]; }
@@ -218,7 +220,7 @@ class Product {
     tile.depth = depth_;
     for (int v = 0; v < kOuterVecs; ++v)
       tile.strips[v] = job_.x + (n / kLanes + v) * job_.panel_words;
-    tile.to = buffer;
+    for (int v = 0; v < kOuterVecs; ++v) tile.to[v] = buffer + v * kLanes;
     tile.to_stride = kOuterLanes;
     tile.w_row_stride = 1;
     tile.w_depth_stride = kWords;
@@ -232,7 +234,7 @@ class Product {
       w_strip_words = kWords;
     }
     for (int64_t j = 0; j < width_; j += kWords, tile.w_offset += w_strip_words) {
-      RunOuter<Math, kLanes>(tile, samples);
+      RunOuter<Math>(tile, samples);
       for (int64_t i = 0; i < samples; i += kWords)
         StoreTile(buffer + i, slice.first_output + j, n + i, Min(samples - i, kWords));
     }

@@ -16,9 +16,13 @@ inline Vec LoadVec(const float* from) { return _mm256_loadu_ps(from); }
 inline void StoreVec(float* to, Vec value) { _mm256_storeu_ps(to, value); }
 inline Vec Broadcast(const float* from) { return _mm256_broadcast_ss(from); }
 
-// The lanes from kLanes / 8 places, eight from each.
+// The lanes from and to kLanes / 8 places, eight each.
 inline Vec GatherVec(const float* const* from, int64_t offset) {
   return _mm256_loadu_ps(from[0] + offset);
+}
+
+inline void ScatterVec(float* const* to, int64_t offset, Vec value) {
+  StoreVec(to[0] + offset, value);
 }
 
 struct FloatMath {

@@ -17,10 +17,15 @@ inline Vec LoadVec(const float* from) { return _mm512_loadu_ps(from); }
 inline void StoreVec(float* to, Vec value) { _mm512_storeu_ps(to, value); }
 inline Vec Broadcast(const float* from) { return _mm512_set1_ps(*from); }
 
-// The lanes from kLanes / 8 places, eight from each.
+// The lanes from and to kLanes / 8 places, eight each.
 inline Vec GatherVec(const float* const* from, int64_t offset) {
   return _mm512_insertf32x8(_mm512_castps256_ps512(_mm256_loadu_ps(from[0] + offset)),
                             _mm256_loadu_ps(from[1] + offset), 1);
+}
+
+inline void ScatterVec(float* const* to, int64_t offset, Vec value) {
+  _mm256_storeu_ps(to[0] + offset, _mm512_castps512_ps256(value));
+  _mm256_storeu_ps(to[1] + offset, _mm512_extractf32x8_ps(value, 1));
 }
 
 struct FloatMath {

@@ -35,6 +35,10 @@ inline Vec Broadcast(const float* from) {
 }
 inline Vec GatherVec(const float* const* from, int64_t offset) { return LoadVec(from[0] + offset); }
 
+inline void ScatterVec(float* const* to, int64_t offset, Vec value) {
+  StoreVec(to[0] + offset, value);
+}
+
 struct FloatMath {
   static constexpr bool kIsPairs = false;
   static Vec MulAdd(Vec a, Vec b, Vec sum) {
