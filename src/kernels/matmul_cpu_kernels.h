@@ -46,6 +46,18 @@ constexpr int kOuterVecs = kRegisters >= 16 ? 2 : 1;
 constexpr int kOuterLanes = kOuterVecs * kLanes;
 constexpr int kOuterStrips = kOuterVecs * kStripsOfVec;
 
+// sums += *value row.
+template <class Math, int kVecs>
+inline void AddProducts(const float* value, const Vec* row, Vec* sums) {
+  if constexpr (kVecs == 1) {
+    sums[0] = Math::MulAddBroadcast(value, row[0], sums[0]);
+  } else {
+    const Vec broadcast = Broadcast(value);
+    BLOCKSPARSE_UNROLL for (int v = 0; v < kVecs; ++v) sums[v] =
+        Math::MulAdd(broadcast, row[v], sums[v]);
+  }
+}
+
 // to[r][..] = sum over steps s, strips i and words d of x[s.x + i x_stride + 8 r + d] times
 // row 8 i + d of s.w; if kIsInterleaved, of pairs of rows of bfloat16.
 struct RowsTile {
@@ -84,9 +96,7 @@ void RowsKernel(const RowsTile& tile) {
           BLOCKSPARSE_UNROLL for (int v = 0; v < kVecs; ++v) w_row[v] = LoadVec(w + v * kLanes);
         }
         BLOCKSPARSE_UNROLL for (int r = 0; r < kRows; ++r) {
-          const Vec value = Broadcast(x + r * kWords + d);
-          BLOCKSPARSE_UNROLL for (int v = 0; v < kVecs; ++v) sums[r][v] =
-              Math::MulAdd(value, w_row[v], sums[r][v]);
+          AddProducts<Math, kVecs>(x + r * kWords + d, w_row, sums[r]);
         }
       }
     }
@@ -163,9 +173,7 @@ void OuterKernel(const OuterTile& tile) {
       BLOCKSPARSE_UNROLL for (int v = 0; v < kVecs; ++v) columns[v] =
           LoadParts<kParts>(tile.strips + v * kParts, x);
       BLOCKSPARSE_UNROLL for (int r = 0; r < kOuterRows; ++r) {
-        const Vec value = Broadcast(w + r * kRowStride);
-        BLOCKSPARSE_UNROLL for (int v = 0; v < kVecs; ++v) sums[r][v] =
-            Math::MulAdd(value, columns[v], sums[r][v]);
+        AddProducts<Math, kVecs>(w + r * kRowStride, columns, sums[r]);
       }
     }
   }

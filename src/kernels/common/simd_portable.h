@@ -44,6 +44,9 @@ struct FloatMath {
   static Vec MulAdd(Vec a, Vec b, Vec sum) {
     return {sum.low + a.low * b.low, sum.high + a.high * b.high};
   }
+  static Vec MulAddBroadcast(const float* a, Vec b, Vec sum) {
+    return MulAdd(Broadcast(a), b, sum);
+  }
 };
 
 constexpr int kWords = 8;
@@ -58,10 +61,6 @@ inline Words LoadWords(const void* from) {
 }
 inline void StoreWords(float* to, Words words) { std::memcpy(to, &words, sizeof words); }
 inline Words ZeroWords() { return Words{}; }
-inline Words AddWords(Words a, Words b) {
-  for (int i = 0; i < kWords; ++i) a.word[i] += b.word[i];
-  return a;
-}
 
 template <typename T>
 inline Words Load8(const T* from) {

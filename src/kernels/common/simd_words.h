@@ -21,7 +21,6 @@ inline Words LoadWords(const void* from) {
 }
 inline void StoreWords(float* to, Words words) { _mm256_storeu_ps(to, words); }
 inline Words ZeroWords() { return _mm256_setzero_ps(); }
-inline Words AddWords(Words a, Words b) { return _mm256_add_ps(a, b); }
 
 // Eight values as float32.
 inline Words Load8(const float* from) { return _mm256_loadu_ps(from); }
