@@ -10,9 +10,10 @@ import sys
 
 import numpy as np
 import pytest
+import test_kernels
 from test_kernels import ALONE, CASES, ROOT, SparsityLayout, kernels_module, layouts, reference
-from test_kernels import tolerance
 
+tolerance = test_kernels.tolerance
 KERNELS = kernels_module.Kernels(ALONE or ROOT / "blocksparse/_blocksparse_ops.so")
 DTYPES = tuple(kernels_module.DTYPES)
 
