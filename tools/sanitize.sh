@@ -4,7 +4,7 @@
 # PYTHON names the Python to use. Any finding ends it with a non-zero status.
 set -euo pipefail
 build=$1
-tests="-q -p no:cacheprovider"
+tests="-q -s -p no:cacheprovider"  # -s: a finding ends the process, and what it says must not be kept back
 export TF_CPP_MIN_LOG_LEVEL=3
 
 echo "== AddressSanitizer and UndefinedBehaviorSanitizer: the CPU kernels through their C interface"
