@@ -1,13 +1,15 @@
 // The CPU side of matmul.h: cuts the products into jobs for the kernels of matmul_cpu.h and spreads
 // them over the threads.
 //
-// The minibatch is taken in chunks, which are packed together and stay in the last-level cache.
+// The minibatch is taken in chunks, which are packed together and stay in the last-level cache; for
+// y = x W with many samples each thread takes its own, which stay in its second-level cache.
 // Each element of a result belongs to one job, which adds in a fixed order, and jobs are cut by
 // sizes alone, so the number of threads does not show. Jobs are counted in units of work, not in
 // columns: a thread's share of a layout with hubs is fair.
 #include "src/kernels/matmul_cpu.h"
 
 #include <algorithm>
+#include <functional>
 #include <vector>
 
 #include "src/kernels/common/cpu_level.h"
@@ -20,6 +22,9 @@ namespace {
 
 constexpr int64_t kChunkWords = int64_t{1} << 21;  // packed activations: 8 MiB
 constexpr int64_t kLeastChunk = 256;               // samples of a chunk
+// The same of a chunk that a thread has for itself.
+constexpr int64_t kOwnChunkWords = int64_t{1} << 17;
+constexpr int64_t kLeastOwnChunk = 128;
 constexpr int64_t kWeightWords = int64_t{1}
                                  << 16;  // packed weights: 256 KiB of a second-level cache
 constexpr int64_t kStepsAtOnce = 1024;
@@ -56,11 +61,17 @@ Status FindKernels(const MatmulCpuKernels** kernels) {
 }
 
 // Samples of a chunk, when each takes `words` packed: all of them, or nearly equal parts, a
-// multiple of `step`.
-int64_t SamplesOfChunk(int64_t batch, int64_t words, int64_t step) {
-  const int64_t most = std::max(kChunkWords / words, kLeastChunk);
+// multiple of `step`, of `chunk_words` but not fewer than `least`.
+int64_t SamplesOfChunk(int64_t batch, int64_t words, int64_t step, int64_t chunk_words,
+                       int64_t least) {
+  const int64_t most = std::max(chunk_words / words, least);
   const int64_t num_chunks = std::max(CeilDiv(batch, most), int64_t{1});
   return RoundUp(CeilDiv(batch, num_chunks), step);
+}
+
+// A ParallelFor on the calling thread.
+void RunAlone(int64_t total, int64_t, const std::function<void(int64_t, int64_t)>& body) {
+  body(0, total);
 }
 
 const void* Advance(const void* from, DType dtype, int64_t elements) {
@@ -222,12 +233,10 @@ Status MatmulCpu(const MatmulArgs& args, const ParallelFor& parallel_for) {
   job.panel_words = job.panel * words;
   // Two panels of lanes are multiplied together.
   const int64_t step = job.has_sample_lanes ? 2 * job.panel : job.panel;
-  const int64_t most_samples = SamplesOfChunk(args.batch, words, step);
-  const Scratch packed(most_samples * words);
-  job.x = packed.data();
   const SliceUnits units(direction, job.num_blocks, std::max<int64_t>(size / kSliceWidth, 1));
-  for (int64_t n = 0; n < args.batch; n += most_samples) {
-    const int64_t samples = std::min(most_samples, args.batch - n);
+
+  // Samples [n, n + samples).
+  const auto multiply = [&](int64_t n, int64_t samples, float* packed, const ParallelFor& threads) {
     PackJob pack = {};
     pack.dtype = args.dtype;
     pack.row_stride = feature_axis == 1 ? in_features : args.batch;
@@ -238,19 +247,40 @@ Status MatmulCpu(const MatmulArgs& args, const ParallelFor& parallel_for) {
     pack.kind = !job.has_pairs      ? WordKind::kValue
                 : feature_axis == 1 ? WordKind::kColumnPair
                                     : WordKind::kRowPair;
-    pack.to = packed.data();
+    pack.to = packed;
     if (job.has_sample_lanes) {
       pack.wide = kernels->lanes / kStripWords;
       pack.strip_words = job.panel_words;
-      PackRowsInParallel(*kernels, pack, parallel_for);
+      PackRowsInParallel(*kernels, pack, threads);
     } else {
       pack.wide = 1;
       pack.strip_words = job.panel * kStripWords;
-      PackInParallel(*kernels, pack, job.panel, job.panel_words, parallel_for);
+      PackInParallel(*kernels, pack, job.panel, job.panel_words, threads);
     }
-    job.y = Advance(args.y, args.dtype, feature_axis == 1 ? n * out_features : n);
-    MultiplyChunk(*kernels, job, units, samples, step, parallel_for);
+    ProductJob chunk = job;
+    chunk.x = packed;
+    chunk.y = Advance(args.y, args.dtype, feature_axis == 1 ? n * out_features : n);
+    MultiplyChunk(*kernels, chunk, units, samples, step, threads);
+  };
+
+  const int64_t own_samples =
+      SamplesOfChunk(args.batch, words, step, kOwnChunkWords, kLeastOwnChunk);
+  const int64_t num_own = CeilDiv(args.batch, own_samples);
+  if (num_own >= kLeastJobs) {
+    // Each thread packs for itself what stays in its second-level cache.
+    const int64_t cost = own_samples * (2 * units.total() * size * size / kFlopsPerCycle + words);
+    parallel_for(num_own, cost, [&](int64_t begin, int64_t end) {
+      const Scratch packed(own_samples * words);
+      for (int64_t n = begin * own_samples; n < std::min(end * own_samples, args.batch);
+           n += own_samples)
+        multiply(n, std::min(own_samples, args.batch - n), packed.data(), RunAlone);
+    });
+    return Status();
   }
+  const int64_t most_samples = SamplesOfChunk(args.batch, words, step, kChunkWords, kLeastChunk);
+  const Scratch packed(most_samples * words);
+  for (int64_t n = 0; n < args.batch; n += most_samples)
+    multiply(n, std::min(most_samples, args.batch - n), packed.data(), parallel_for);
   return Status();
 }
 
@@ -310,8 +340,9 @@ Status MatmulDwCpu(const MatmulDwArgs& args, const ParallelFor& parallel_for) {
   const auto words_of = [&](int64_t samples) { return CeilDiv(samples, samples_of_word); };
   int64_t batch = 0;
   for (int p = 0; p < args.num_pairs; ++p) batch += words_of(args.pairs[p].batch) * samples_of_word;
-  const int64_t most = words_of(
-      SamplesOfChunk(batch, CeilDiv(in_features + out_features, samples_of_word), samples_of_word));
+  const int64_t most =
+      words_of(SamplesOfChunk(batch, CeilDiv(in_features + out_features, samples_of_word),
+                              samples_of_word, kChunkWords, kLeastChunk));
   std::vector<std::vector<Run>> chunks(1);
   int64_t free_words = most;
   for (int p = 0; p < args.num_pairs; ++p) {

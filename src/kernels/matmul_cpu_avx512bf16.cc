@@ -3,6 +3,7 @@
 
 // GCC 12 warns of its own headers.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
 
 #include "src/kernels/common/cpu_level.h"

@@ -2,6 +2,8 @@
 #ifndef BLOCKSPARSE_KERNELS_MATMUL_CPU_DW_H_
 #define BLOCKSPARSE_KERNELS_MATMUL_CPU_DW_H_
 
+#include <cstring>
+
 #include "src/kernels/matmul_cpu_kernels.h"
 
 namespace blocksparse {
@@ -30,20 +32,18 @@ class DwRow {
     OuterTile tile = {};
     tile.is_added = !job_.is_first;
     tile.to_stride = is_buffered ? kRowWords : job_.block_size;
+    tile.rounded_stride = job_.block_size;
     for (int i = 0; i < kMostParts; ++i) {
       const Part& part = parts_[i < num_parts_ ? i : 0];
       const int64_t column = int64_t{part.entry.index} * job_.block_size + part.column;
       tile.strips[i] = job_.dy + column / kRowWords * job_.dy_strip_words;
       tile.to[i] = is_buffered || i >= num_parts_ ? buffer_[i] : job_.sums + CornerOf(part);
+      tile.rounded[i] = i < num_parts_ ? RoundedCorner(CornerOf(part)) : buffer_[i];
     }
     if (job_.has_pairs) {
       Sum<PairMath>(tile);
     } else {
       Sum<FloatMath>(tile);
-    }
-    for (int i = 0; i < num_parts_; ++i) {
-      const float* sums = is_buffered ? buffer_[i] : job_.sums + CornerOf(parts_[i]);
-      if (job_.is_last && job_.sums != job_.dw) Round(sums, tile.to_stride, CornerOf(parts_[i]));
     }
     num_parts_ = 0;
   }
@@ -62,51 +62,49 @@ class DwRow {
   int64_t CornerOf(const Part& part) const { return Offset(part.entry.block) + part.column; }
   int64_t Offset(int64_t block) const { return block * job_.block_size * job_.block_size; }
 
+  void* RoundedCorner(int64_t corner) const {
+    return static_cast<char*>(job_.dw) + corner * SizeOf(job_.dw_dtype);
+  }
+
   template <class Math>
-  void Sum(const OuterTile& parts) {
-    ProductStep step;
+  void Sum(OuterTile tile) {
     int64_t done = 0;
     do {
-      step.x = done * kRowWords;
-      for (int strip = 0; strip < strips_of_block_; ++strip) {
-        step.w = job_.x + (row_ * strips_of_block_ + strip) * job_.x_strip_words + done * kWords;
-        OuterTile tile = parts;
-        tile.steps = &step;
-        tile.num_steps = 1;
-        tile.depth = Min(kDepth, job_.depth - done);
-        tile.w_depth_stride = kWords;
-        tile.is_added = parts.is_added || done > 0;
-        for (float*& to : tile.to) to += strip * kWords * tile.to_stride;
-        RunOuterRows<Math, kRowWords, 1, false>(tile, num_parts_ * kRowWords);
+      const bool is_last = job_.is_last && done + kDepth >= job_.depth;
+      if (!is_last || job_.dw_dtype == DType::kFloat32) {
+        SumRun<Math, float>(tile, done);
+      } else if (job_.dw_dtype == DType::kFloat16) {
+        SumRun<Math, Half>(tile, done);
+      } else {
+        SumRun<Math, BFloat16>(tile, done);
       }
+      tile.is_added = true;
       done += kDepth;
     } while (done < job_.depth);
   }
 
-  // A part's sums to dw.
-  void Round(const float* sums, int64_t stride, int64_t corner) {
-    switch (job_.dw_dtype) {
-      case DType::kFloat32:
-        return RoundTo(static_cast<float*>(job_.dw) + corner, sums, stride);
-      case DType::kFloat16:
-        return RoundTo(static_cast<Half*>(job_.dw) + corner, sums, stride);
-      case DType::kBFloat16:
-        return RoundTo(static_cast<BFloat16*>(job_.dw) + corner, sums, stride);
+  // Words [done, done + kDepth) of all strips of x.
+  template <class Math, typename To>
+  void SumRun(OuterTile tile, int64_t done) {
+    const float* x = job_.x + row_ * strips_of_block_ * job_.x_strip_words + done * kWords;
+    ProductStep step = {x, done * kRowWords};
+    tile.steps = &step;
+    tile.num_steps = 1;
+    tile.depth = Min(kDepth, job_.depth - done);
+    tile.w_depth_stride = kWords;
+    for (int strip = 0; strip < strips_of_block_; ++strip) {
+      RunOuterRows<Math, To, kRowWords, 1, false>(tile, num_parts_ * kRowWords);
+      step.w += job_.x_strip_words;
+      for (float*& to : tile.to) to += kWords * tile.to_stride;
+      for (void*& to : tile.rounded) to = static_cast<To*>(to) + kWords * tile.rounded_stride;
     }
-  }
-  template <typename T>
-  void RoundTo(T* to, const float* sums, int64_t stride) {
-    for (int i = 0; i < job_.block_size; ++i, to += job_.block_size, sums += stride)
-      BLOCKSPARSE_UNROLL for (int j = 0; j < kRowWords; j += kWords)
-          Store8(to + j, LoadWords(sums + j));
   }
 
   // What is closed gets zeros.
   void Clear(int64_t block) {
     if (!job_.is_last) return;
-    for (float& value : buffer_[0]) value = 0.f;
-    for (int column = 0; column < job_.block_size; column += kRowWords)
-      Round(buffer_[0], kRowWords, Offset(block) + column);
+    const int64_t words = int64_t{job_.block_size} * job_.block_size;
+    std::memset(RoundedCorner(Offset(block)), 0, words * SizeOf(job_.dw_dtype));
   }
 
   const DwJob& job_;

@@ -31,7 +31,8 @@ using PairMath = FloatMath;
 constexpr int kStripsOfVec = kLanes / kWords;
 constexpr int kMostVecs = 2;
 constexpr int kMostRows = 14;
-constexpr int kLineWords = 16;  // of a cache line
+constexpr int64_t kLineBytes = 64;  // of a cache line
+constexpr int kLineWords = 16;
 
 constexpr int64_t Min(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -124,12 +125,20 @@ template <int kParts>
 inline void StoreParts(float* const* to, int64_t offset, Vec value) {
   return kParts == 1 ? StoreVec(to[0] + offset, value) : ScatterVec(to, offset, value);
 }
+// The same, rounded.
+template <int kParts, typename To>
+inline void RoundParts(void* const* to, int64_t offset, Vec value) {
+  BLOCKSPARSE_UNROLL for (int i = 0; i < kStripsOfVec; ++i) {
+    To* row = static_cast<To*>(to[i * kParts / kStripsOfVec]) + offset;
+    Store8(row + (kParts == 1 ? i * kWords : 0), PartOf(value, i));
+  }
+}
 
 // to[r][lane] = sum over steps s and words d < depth of
 //   s.w[w_offset + w_depth_stride d + w_row_stride r] times
 //   word s.x + kRowWords d + lane % kRowWords of strip lane / kRowWords,
 // and, if is_added, what was there. Lanes [kRowWords i, kRowWords (i + 1)) of row r are
-// to[i] + to_stride r.
+// to[i] + to_stride r. If To is not float the result goes to rounded[i] + rounded_stride r instead.
 struct OuterTile {
   const ProductStep* steps;
   int64_t num_steps;
@@ -141,10 +150,12 @@ struct OuterTile {
   bool is_added;
   float* to[kOuterStrips];
   int64_t to_stride;
+  void* rounded[kOuterStrips];
+  int64_t rounded_stride;  // in elements
 };
 
 // kIsPrefetching: asks for the operands of the step after next.
-template <class Math, int kRowWords, int kVecs, int kRowStride, bool kIsPrefetching>
+template <class Math, typename To, int kRowWords, int kVecs, int kRowStride, bool kIsPrefetching>
 void OuterKernel(const OuterTile& tile) {
   constexpr int kParts = kLanes / kRowWords;  // of a vector
   Vec sums[kOuterRows][kVecs];
@@ -178,20 +189,31 @@ void OuterKernel(const OuterTile& tile) {
     }
   }
   BLOCKSPARSE_UNROLL for (int r = 0; r < kOuterRows; ++r)
-      BLOCKSPARSE_UNROLL for (int v = 0; v < kVecs; ++v)
-          StoreParts<kParts>(tile.to + v * kParts, r * tile.to_stride, sums[r][v]);
+      BLOCKSPARSE_UNROLL for (int v = 0; v < kVecs; ++v) {
+    if constexpr (sizeof(To) == sizeof(float)) {
+      StoreParts<kParts>(tile.to + v * kParts, r * tile.to_stride, sums[r][v]);
+    } else {
+      RoundParts<kParts, To>(tile.rounded + v * kParts, r * tile.rounded_stride, sums[r][v]);
+    }
+  }
 }
 
-template <class Math, int kRowWords, int kRowStride, bool kIsPrefetching>
-void RunOuterRows(OuterTile tile, int64_t num_lanes) {
-  for (int r = 0; r < kWords; r += kOuterRows) {
+template <class Math, typename To, int kRowWords, int kRowStride, bool kIsPrefetching>
+void RunOuterRows(const OuterTile& tile, int64_t num_lanes) {
+  const auto run = [num_lanes](const OuterTile& rows) {
     if (num_lanes > kLanes) {
-      OuterKernel<Math, kRowWords, kOuterVecs, kRowStride, kIsPrefetching>(tile);
+      OuterKernel<Math, To, kRowWords, kOuterVecs, kRowStride, kIsPrefetching>(rows);
     } else {
-      OuterKernel<Math, kRowWords, 1, kRowStride, kIsPrefetching>(tile);
+      OuterKernel<Math, To, kRowWords, 1, kRowStride, kIsPrefetching>(rows);
     }
-    tile.w_offset += kOuterRows * kRowStride;
-    for (float*& to : tile.to) to += kOuterRows * tile.to_stride;
+  };
+  if constexpr (kOuterRows == kWords) return run(tile);
+  OuterTile rows = tile;
+  for (int r = 0; r < kWords; r += kOuterRows) {
+    run(rows);
+    rows.w_offset += kOuterRows * kRowStride;
+    for (float*& to : rows.to) to += kOuterRows * tile.to_stride;
+    for (void*& to : rows.rounded) to = static_cast<To*>(to) + kOuterRows * tile.rounded_stride;
   }
 }
 
@@ -200,19 +222,19 @@ template <class Math>
 void RunOuter(const OuterTile& tile, int64_t num_lanes) {
   switch (tile.w_row_stride) {
     case 4:
-      return RunOuterRows<Math, kLanes, 4, true>(tile, num_lanes);
+      return RunOuterRows<Math, float, kLanes, 4, true>(tile, num_lanes);
     case 8:
-      return RunOuterRows<Math, kLanes, 8, true>(tile, num_lanes);
+      return RunOuterRows<Math, float, kLanes, 8, true>(tile, num_lanes);
     case 16:
-      return RunOuterRows<Math, kLanes, 16, true>(tile, num_lanes);
+      return RunOuterRows<Math, float, kLanes, 16, true>(tile, num_lanes);
     case 32:
-      return RunOuterRows<Math, kLanes, 32, true>(tile, num_lanes);
+      return RunOuterRows<Math, float, kLanes, 32, true>(tile, num_lanes);
     case 64:
-      return RunOuterRows<Math, kLanes, 64, true>(tile, num_lanes);
+      return RunOuterRows<Math, float, kLanes, 64, true>(tile, num_lanes);
     case 128:
-      return RunOuterRows<Math, kLanes, 128, true>(tile, num_lanes);
+      return RunOuterRows<Math, float, kLanes, 128, true>(tile, num_lanes);
     default:
-      return RunOuterRows<Math, kLanes, 1, true>(tile, num_lanes);
+      return RunOuterRows<Math, float, kLanes, 1, true>(tile, num_lanes);
   }
 }
 

@@ -2,6 +2,8 @@
 #ifndef BLOCKSPARSE_KERNELS_MATMUL_CPU_PRODUCT_H_
 #define BLOCKSPARSE_KERNELS_MATMUL_CPU_PRODUCT_H_
 
+#include <type_traits>
+
 #include "src/kernels/matmul_cpu_kernels.h"
 #include "src/kernels/matmul_cpu_pack.h"
 
@@ -128,6 +130,8 @@ class Product {
   // width_ outputs of a block, the first of which is at `outputs`.
   void PackWeights(const T* outputs, float gate, int64_t num_blocks, float* to) const {
     const int64_t size = job_.block_size;
+    if (size == kWords && gate == 1.f && !(job_.is_dx && job_.has_pairs))
+      return PackSmallestBlock(outputs, to);
     PackJob pack = {};
     pack.dtype = job_.dtype;
     pack.kind = !job_.has_pairs ? WordKind::kValue
@@ -152,6 +156,21 @@ class Product {
       pack.row_stride = pack.columns;
     }
     Pack(pack);
+  }
+
+  // 8 x 8, of which there are many.
+  void PackSmallestBlock(const T* from, float* to) const {
+#ifdef BLOCKSPARSE_PAIRS
+    if constexpr (std::is_same_v<T, BFloat16>) {
+      BLOCKSPARSE_UNROLL for (int i = 0; i < kWords; i += 2)
+          StoreWords(to + i / 2 * kWords, RowPairWords::Load(from + i * kWords, kWords));
+      return;
+    }
+#endif
+    Words tile[kWords];
+    BLOCKSPARSE_UNROLL for (int i = 0; i < kWords; ++i) tile[i] = Load8(from + i * kWords);
+    if (job_.is_dx) Transpose8(tile);
+    BLOCKSPARSE_UNROLL for (int i = 0; i < kWords; ++i) StoreWords(to + i * kWords, tile[i]);
   }
 
   template <class Math>
@@ -180,7 +199,10 @@ class Product {
 
   template <class Math, int kVecs>
   void MultiplyRowPanel(const Slice& slice, int64_t n, int rows) {
-    T* y = static_cast<T*>(job_.y) + n * job_.y_stride + slice.first_output;
+    T* y = OutputAt(n, slice.first_output);
+    for (int r = 0; r < rows; ++r)
+      for (int64_t j = 0; j < width_; j += kLineBytes / sizeof(T))
+        __builtin_prefetch(y + r * job_.y_stride + j, 1);
     float buffer[kMostRows * kSliceWidth];
     RowsTile tile = {};
     tile.steps = slice.steps;
@@ -234,6 +256,10 @@ class Product {
       w_strip_words = kWords;
     }
     for (int64_t j = 0; j < width_; j += kWords, tile.w_offset += w_strip_words) {
+      // What will be written arrives meanwhile.
+      if (job_.feature_axis == 1)
+        for (int64_t i = 0; i < samples; ++i)
+          __builtin_prefetch(OutputAt(n + i, slice.first_output + j), 1);
       RunOuter<Math>(tile, samples);
       for (int64_t i = 0; i < samples; i += kWords)
         StoreTile(buffer + i, slice.first_output + j, n + i, Min(samples - i, kWords));
@@ -248,10 +274,15 @@ class Product {
       T* y = static_cast<T*>(job_.y) + output * job_.y_stride + n;
       for (int i = 0; i < kWords; ++i) StoreSome(y + i * job_.y_stride, tile[i], samples);
     } else {
-      T* y = static_cast<T*>(job_.y) + n * job_.y_stride + output;
+      T* y = OutputAt(n, output);
       Transpose8(tile);
       for (int64_t i = 0; i < samples; ++i) Store8(y + i * job_.y_stride, tile[i]);
     }
+  }
+
+  // With features last.
+  T* OutputAt(int64_t n, int64_t output) const {
+    return static_cast<T*>(job_.y) + n * job_.y_stride + output;
   }
 
   const ProductJob& job_;

@@ -25,6 +25,9 @@ inline void ScatterVec(float* const* to, int64_t offset, Vec value) {
   StoreVec(to[0] + offset, value);
 }
 
+// Eight lanes.
+inline Words PartOf(Vec value, int) { return value; }
+
 struct FloatMath {
   static constexpr bool kIsPairs = false;
   static Vec MulAdd(Vec a, Vec b, Vec sum) { return _mm256_fmadd_ps(a, b, sum); }

@@ -28,6 +28,10 @@ inline void ScatterVec(float* const* to, int64_t offset, Vec value) {
   _mm256_storeu_ps(to[1] + offset, _mm512_extractf32x8_ps(value, 1));
 }
 
+inline Words PartOf(Vec value, int part) {
+  return part == 0 ? _mm512_castps512_ps256(value) : _mm512_extractf32x8_ps(value, 1);
+}
+
 struct FloatMath {
   static constexpr bool kIsPairs = false;
   static Vec MulAdd(Vec a, Vec b, Vec sum) { return _mm512_fmadd_ps(a, b, sum); }

@@ -61,6 +61,11 @@ inline Words LoadWords(const void* from) {
 }
 inline void StoreWords(float* to, Words words) { std::memcpy(to, &words, sizeof words); }
 inline Words ZeroWords() { return Words{}; }
+inline Words PartOf(Vec value, int) {
+  Words words;
+  StoreVec(words.word, value);
+  return words;
+}
 
 template <typename T>
 inline Words Load8(const T* from) {
