@@ -2,6 +2,7 @@
 
 #include <string>
 
+#include "src/kernels/common/cpu_level.h"
 #include "src/kernels/matmul.h"
 
 namespace blocksparse {
@@ -17,8 +18,18 @@ int Finish(const Status& status) {
   return static_cast<int>(status.code());
 }
 
+int32_t& NumParts() {
+  static int32_t num_parts = 1;
+  return num_parts;
+}
+
 void RunSerially(int64_t total, int64_t, const std::function<void(int64_t, int64_t)>& body) {
-  body(0, total);
+  const int64_t parts = NumParts();
+  for (int64_t i = parts - 1; i >= 0; --i) {
+    const int64_t begin = total * i / parts;
+    const int64_t end = total * (i + 1) / parts;
+    if (begin < end) body(begin, end);
+  }
 }
 
 #ifndef BLOCKSPARSE_WITH_CUDA
@@ -164,6 +175,17 @@ int blocksparse_has_gpu(void) {
 #else
   return 0;
 #endif
+}
+
+const char* blocksparse_cpu_level(void) {
+  blocksparse::CpuLevel level;
+  return Finish(blocksparse::FindCpuLevel(&level)) == 0 ? blocksparse::NameOf(level) : nullptr;
+}
+
+int blocksparse_set_cpu_level(const char* name) { return Finish(blocksparse::SetCpuLevel(name)); }
+
+void blocksparse_set_cpu_parts(int32_t num_parts) {
+  blocksparse::NumParts() = num_parts < 1 ? 1 : num_parts;
 }
 
 const char* blocksparse_last_error(void) { return blocksparse::LastError().c_str(); }
