@@ -6,6 +6,7 @@ The arithmetic is in `matmul_ops.py`; the object holds a layout and how to call 
 import numpy as np
 
 from blocksparse import _checks
+from blocksparse.advice import advise
 from blocksparse.l2_norm import l2_normalize
 from blocksparse.layout import SparsityLayout
 from blocksparse.matmul_grouping import (
@@ -124,6 +125,27 @@ class BlocksparseMatMul:
                 f"{block}"
             )
         return tuple(self.sparsity_layout.coordinates[block].tolist())
+
+    def advise(self, n, dtype="bfloat16", device="NVIDIA H200"):
+        """What fprop, dx and dw of n samples will cost beside dense products, without a device.
+
+        Times are interpolated between measurements of random layouts on an otherwise idle device.
+
+        Args:
+          n: samples of a minibatch.
+          dtype: "bfloat16" (float16 costs the same), "float32", or "tf32" for float32 with
+            TensorFlow's TensorFloat-32 switch on.
+          device: that was measured, as `nvidia-smi` names it.
+        Returns:
+          `blocksparse.advice.Advice`: an estimate of each product, `speedup` over the dense
+          products; printed, a table.
+        Raises:
+          ValueError: n is not a positive integer; dtype or device was not measured.
+        Example:
+          >>> bsmm.advise(8192).speedup > 1
+          True
+        """
+        return advise(self.sparsity_layout, n, dtype, device)
 
     # ---- weights ----
 
