@@ -105,7 +105,8 @@ def _estimate(machine, layout, samples, dtype, product):
     arithmetic, bytes_ = limits(layout.num_blocks * layout.block_size**2)
     dense_us = launch + max(limits(features[0] * features[1]))
     # dx costs what fprop does.
-    grid = machine["us"][f"{dtype} {'dw' if product == 'dw' else 'fprop'} {layout.block_size}"]
+    measured = "bfloat16" if dtype == "float16" else dtype
+    grid = machine["us"][f"{measured} {'dw' if product == 'dw' else 'fprop'} {layout.block_size}"]
     us = _interpolate(grid, layout.density, samples * features[0] * features[1] / FEATURES**2)
     causes = {"arithmetic": arithmetic, "memory": bytes_, "launch": launch}
     cause = max(causes, key=causes.get)

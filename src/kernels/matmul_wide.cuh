@@ -289,14 +289,14 @@ __global__ void __launch_bounds__(Policy::kThreads, 1)
   extern __shared__ __align__(1024) unsigned char smem[];
   const WideBlock<Policy> block = {p, Opaque(SharedAddress(smem))};
   const int warp = __shfl_sync(~0u, threadIdx.x / kWarpSize, 0);
-  if (threadIdx.x == 0) {
-#pragma unroll 1
-    for (int i = 0; i < kWideBarriers; ++i) {
-      InitBarrier(block.Full(i), 1);
-      InitBarrier(block.Empty(i), WideBlock<Policy>::kReleases * Policy::kWorkers);
-    }
-    for (int i = 0; i < Policy::kWorkers; ++i) InitBarrier(block.Staged(i), 4);
+  if (threadIdx.x < kWideBarriers) {
+    const int i = threadIdx.x;
+    InitBarrier(block.Full(i), 1);
+    InitBarrier(block.Empty(i), WideBlock<Policy>::kReleases * Policy::kWorkers);
+    if (i < Policy::kWorkers) InitBarrier(block.Staged(i), 4);
     FenceBarrierInit();
+  } else if (threadIdx.x == kWideBarriers) {
+    for (const CUtensorMap* map : {&p.x, &p.x_pair, &p.w, &p.y}) PrefetchTensorMap(map);
   }
   __syncthreads();
   LetNextKernelStart();
