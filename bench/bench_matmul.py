@@ -89,6 +89,48 @@ def time_op(function, sets):
     return time_call(together, [(sets,)])
 
 
+def training_memory(shape, dtype, block, density):
+    """Peak bytes on the GPU while y, dx and dw are computed once, beside the dense layer's.
+
+    "operands" are the tensors that any implementation has: x, y, dx, dy, W and dw.
+    """
+    in_features, out_features, n = shape
+    mask = layouts.random(
+        np.random.default_rng(0), in_features // block, out_features // block, density
+    )
+    bsmm = bs.BlocksparseMatMul(mask, block)
+    peaks, operands = {}, {}
+    for name, product, w_shape in (
+        ("sparse", bsmm, bsmm.w_shape),
+        ("dense", tf.matmul, (in_features, out_features)),
+    ):
+
+        @tf.function
+        def step(x, w, dy, product=product):
+            with tf.GradientTape() as tape:
+                tape.watch((x, w))
+                y = product(x, w)
+            return y, tape.gradient(y, (x, w), output_gradients=dy)
+
+        x, w, dy = (tf.zeros(s, dtype) for s in ((n, in_features), w_shape, (n, out_features)))
+        step(x, w, dy)
+        tf.config.experimental.reset_memory_stats("GPU:0")
+        before = tf.config.experimental.get_memory_info("GPU:0")["current"]
+        step(x, w, dy)
+        held = sum(t.shape.num_elements() * t.dtype.size for t in (x, w, dy))
+        peaks[name] = tf.config.experimental.get_memory_info("GPU:0")["peak"] - before + held
+        operands[name] = 2 * held
+    return {
+        "shape": shape,
+        "dtype": dtype,
+        "block": block,
+        "density": density,
+        "peak_bytes": peaks["sparse"],
+        "operand_bytes": operands["sparse"],
+        "dense_peak_bytes": peaks["dense"],
+    }
+
+
 def kernel_times(path):
     """Microseconds in a results file of bench_kernels.py, by case."""
     if path is None:
@@ -162,9 +204,15 @@ def main():
                 )
     mean = np.exp(np.mean([np.log(r["speedup"]) for r in results]))
     print(f"geometric mean of the speed-ups: {mean:.2f}")
+    memory = []
+    if device == "GPU":
+        for block in args.block:
+            memory.append(training_memory((4096, 4096, 8192), "bfloat16", block, 0.1))
+            print("peak memory of a training step:", memory[-1])
     if args.json:
         with open(args.json, "w") as file:
-            json.dump({"environment": environment(device), "results": results}, file, indent=1)
+            found = {"environment": environment(device), "results": results, "memory": memory}
+            json.dump(found, file, indent=1)
 
 
 if __name__ == "__main__":
