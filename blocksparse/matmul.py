@@ -142,7 +142,7 @@ class BlocksparseMatMul:
         Raises:
           ValueError: n is not a positive integer; dtype or device was not measured.
         Example:
-          >>> bsmm.advise(8192).speedup > 1
+          >>> BlocksparseMatMul(np.eye(64), block_size=64).advise(8192).speedup > 1
           True
         """
         return advise(self.sparsity_layout, n, dtype, device)

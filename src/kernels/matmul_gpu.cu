@@ -2,6 +2,7 @@
 #include "src/kernels/common/cuda_launch.h"
 #include "src/kernels/common/load_store.cuh"
 #include "src/kernels/common/reduce.cuh"
+#include "src/kernels/common/tensor_map.h"
 #include "src/kernels/matmul_instances.h"
 #include "src/kernels/matmul_packed.h"
 #include "src/kernels/matmul_region_dw.h"
@@ -88,8 +89,10 @@ int64_t DwSize(const Layout& layout) {
 
 bool StreamServes(const MatmulArgs& args) {
   const int64_t vector = kVectorBytes / SizeOf(args.dtype);
-  return args.batch <= kMaxStreamBatch && IsVectorAligned(args.x) && IsVectorAligned(args.w) &&
-         IsVectorAligned(args.y) && (args.feature_axis == 1 || args.batch % vector == 0);
+  const bool is_hopper_16_bit = args.dtype != DType::kFloat32 && IsHopper();
+  return args.batch <= (is_hopper_16_bit ? kMaxStreamBatchHopper16Bit : kMaxStreamBatch) &&
+         IsVectorAligned(args.x) && IsVectorAligned(args.w) && IsVectorAligned(args.y) &&
+         (args.feature_axis == 1 || args.batch % vector == 0);
 }
 
 Status MatmulGpu(const MatmulArgs& args, Stream stream) {

@@ -6,8 +6,10 @@
 
 namespace blocksparse {
 
-// Above this minibatch other kernels, which read W less often, are faster.
-constexpr int64_t kMaxStreamBatch = 1024;
+// Above this minibatch other kernels, which read W less often, are faster; of 16-bit types on an
+// H200 only the wide and the packed kernels are, which are asked first.
+constexpr int64_t kMaxStreamBatch = 128;
+constexpr int64_t kMaxStreamBatchHopper16Bit = 1024;
 
 // Whether MatmulStreamFor can do it: a small minibatch whose rows start on 16 bytes.
 bool StreamServes(const MatmulArgs& args);
