@@ -189,12 +189,16 @@ class BlocksparseMatMul:
         keep = gate != 0
         return param[keep], np.ones(keep.sum(), gate.dtype)
 
-    def pruned(self, gate):
-        """The BlocksparseMatMul over the blocks whose gate is not 0. Raises as `prune`."""
+    def pruned(self, gate, quick_plan=True):
+        """The BlocksparseMatMul over the blocks whose gate is not 0. Raises as `prune`.
+
+        quick_plan: as of `SparsityLayout`: the result is wanted at once, and will be pruned again.
+        """
         keep = self._check_prune_gate(gate) != 0
         mask = np.zeros_like(self.layout)
         mask[tuple(self.sparsity_layout.coordinates[keep].T)] = True
-        return BlocksparseMatMul(mask, self.bsize, self.axis, self.z_order, self.name)
+        layout = SparsityLayout(mask, self.bsize, self.z_order, quick_plan)
+        return BlocksparseMatMul(layout, feature_axis=self.axis, name=self.name)
 
     def _check_prune_gate(self, gate):
         gate = np.asarray(gate)
