@@ -28,6 +28,7 @@ bool FindTable(const MatmulArgs& args, PackedTable* table) {
   if (table->num_groups < 1 || table->num_stages < 0) return false;
   if (table->num_spans < 1 || table->num_spans > kPackedSpans) return false;
   if (table->width != 16 && table->width != 32) return false;
+  if (table->max_units * table->width > kPackedRows * kPackedFeatures) return false;
 
   const int64_t stages = table->num_groups + int64_t{1};
   const int64_t columns = stages + int64_t{kPackedStageWords} * table->num_stages;

@@ -46,7 +46,7 @@ __device__ __forceinline__ void LoadPackedStage(const PackedParams& p, const Pac
   const int first_unit = static_cast<int>(units);
   if (units >> 32 != total || total > table.max_units || first_unit < 0 ||
       int64_t{first_unit} + total > table.num_units)
-    masks = total = 0;
+    masks = first = total = 0;
   const uint32_t unit_bytes = total * Policy::kUnitBytes;
 
   WaitBarrier(slot.Empty(), slot.phase ^ 1);
