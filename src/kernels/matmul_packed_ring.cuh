@@ -11,8 +11,8 @@ namespace blocksparse {
 
 // Shared memory: ring_stages times {spans of x, units, one more unit that may be read but is not
 // used}, then headers, then barriers.
-constexpr int kPackedAlignment = 1024;      // of the swizzle
-constexpr int kPackedHeaderBytes = 16 * 6;  // of each share: masks, first unit
+constexpr int kPackedAlignment = 1024;       // of the swizzle
+constexpr int kPackedHeaderBytes = 16 * 12;  // of each share: masks, first unit
 
 struct PackedRing {
   int x_bytes;
