@@ -19,10 +19,12 @@ ROWS = 4  # of units in a span of 64 input features
 SPANS = 2  # of a stage, at most
 # A stage has two spans if their units take at most this many bytes: three stages fit an SM.
 STAGE_BYTES = 42 * 1024
+# Units of a stage times their width, at most.
+MAX_STAGE = 2048
 # Wide units where they are fewer than this share of the narrow ones.
 WIDE_SHARE = 0.78
 # Broad tiles where this share of the narrow units is stored: they load x half as often and W twice.
-BROAD_FILL = 0.03, 0.14
+BROAD_FILL = 0.03, 0.17
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,9 +73,16 @@ def packed_table(layout, is_dx):
     # Rows of units.
     per_row = DEPTH // layout.block_size
     row_masks = _padded(mask, per_row).reshape(-1, per_row, mask.shape[1]).any(axis=1)
+
+    def section(shape):
+        columns = _columns(row_masks, shape.width // layout.block_size, shape)
+        return _Plan(row, column, len(row_masks), columns, layout.block_size, shape).section()
+
     shape = _shape(row_masks, layout.block_size)
-    columns = _columns(row_masks, shape.width // layout.block_size, shape)
-    return _Plan(row, column, len(row_masks), columns, layout.block_size, shape).section()
+    vector, sizes = section(shape)
+    if (sizes[2] & 0xFFFF) * shape.width > MAX_STAGE:  # a broad group that is full somewhere
+        return section(NARROW)
+    return vector, sizes
 
 
 def _shape(row_masks, block_size):

@@ -119,5 +119,12 @@ def test_shapes_by_density():
     assert shape(16, 0.07, 24) is NARROW  # one group
 
 
+def test_broad_stages_are_not_too_large():
+    mask = layouts.random(np.random.default_rng(0), 300, 44, 0.05)
+    assert Section(SparsityLayout(mask, 16), False).shape is BROAD
+    mask[:4] = True  # 176 units in one span
+    assert Section(SparsityLayout(mask, 16), False).shape is NARROW
+
+
 def test_other_block_sizes_have_no_table():
     assert packed_sections(SparsityLayout(np.eye(3), 32)) == {}

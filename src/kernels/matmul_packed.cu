@@ -30,8 +30,7 @@ bool FindTable(const MatmulArgs& args, PackedTable* table) {
   table->shape = static_cast<PackedShape>(shape);
   const int width = PackedWidth(table->shape);
   const int features = PackedFeaturesOf(table->shape);
-  // Two stages fit in shared memory.
-  if (table->max_units * width > kPackedRows * features) return false;
+  if (table->max_units * width > kMaxPackedStage) return false;
 
   const int64_t stages = table->num_groups + int64_t{1};
   const int64_t columns = stages + int64_t{PackedStageWords(table->shape)} * table->num_stages;

@@ -1,7 +1,7 @@
 // The kernel of matmul_packed.h. A thread block computes some samples by one group of block
 // columns, tile after tile.
 //
-// One warp loads: for each stage the boxes of x, 64 features wide, by the copy engine, and the
+// A few warps load: for each stage the boxes of x, 64 features wide, by the copy engine, and the
 // units by one bulk copy, into a ring of shared memory. The other warpgroups multiply, each its
 // columns of the group. Which columns have a unit in a row is a mask, and the units lie in the
 // order of its bits, so that the loops only count an address up.
@@ -80,10 +80,9 @@ __device__ __forceinline__ void LoadPackedStage(const PackedParams& p, const Pac
     feature += lane % kPackedRows * kPackedDepth;
   }
   const uint32_t x_bytes = __popc(__ballot_sync(~0u, has_box)) * Policy::kBoxBytes;
-  // Every lane that has stored arrives, so that what it stored is seen.
   if (lane == 0) {
     ArriveExpecting(slot.Full(), x_bytes + unit_bytes);
-  } else if (lane < Policy::kShares) {
+  } else if (kWarpArrivals > 1) {
     Arrive(slot.Full());
   }
   __syncwarp();
@@ -118,9 +117,12 @@ struct PackedTileIndex {
         row(tile / table.num_groups * tile_rows) {}
 };
 
+// The work of one of the loading warps.
 template <class Policy>
-__device__ __forceinline__ void LoadPackedTiles(const PackedParams& p, PackedSlot slot) {
+__device__ __forceinline__ void LoadPackedTiles(const PackedParams& p, PackedSlot slot,
+                                                int loader) {
   const int lane = Lane();
+  int ahead = loader;  // stages until the next one of this warp's
   for (int i = blockIdx.x; i < p.num_tiles; i += gridDim.x) {
     const PackedTileIndex tile(p.table, i, Policy::kTileRows);
     const PackedRange range = StagesOf(p.table, tile.group);
@@ -129,12 +131,15 @@ __device__ __forceinline__ void LoadPackedTiles(const PackedParams& p, PackedSlo
       return lane < kWords && stage < range.end ? p.table.stages[int64_t{stage} * kWords + lane]
                                                 : 0;
     };
-    int64_t word = word_of(range.begin);
+    int64_t word = word_of(range.begin + ahead);
     for (int stage = range.begin; stage < range.end; ++stage) {
-      const int64_t next = word_of(stage + 1);
-      LoadPackedStage<Policy>(p, slot, word, tile.row);
+      if (--ahead < 0) {
+        const int64_t next = word_of(stage + kPackedLoaders);
+        LoadPackedStage<Policy>(p, slot, word, tile.row);
+        word = next;
+        ahead = kPackedLoaders - 1;
+      }
       slot.Advance();
-      word = next;
     }
   }
 }
@@ -171,8 +176,8 @@ __global__ void __launch_bounds__(Policy::kThreads, 1)
   if (threadIdx.x == 0) {
     for (int i = 0; i < ring.num_stages; ++i) {
       slot.index = i;
-      InitBarrier(slot.Full(), Policy::kShares);
-      InitBarrier(slot.Empty(), Policy::kWarpgroups * 4);
+      InitBarrier(slot.Full(), kWarpArrivals);
+      InitBarrier(slot.Empty(), Policy::kWarpgroups * 4 * kWarpArrivals);
     }
     FenceBarrierInit();
   }
@@ -182,7 +187,8 @@ __global__ void __launch_bounds__(Policy::kThreads, 1)
   const int warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / kWarpSize, 0);
   if (warp >= Policy::kWarpgroups * 4) {
     GiveRegisters<Policy::kProducerRegisters>();
-    if (warp == Policy::kWarpgroups * 4) LoadPackedTiles<Policy>(p, slot);
+    const int loader = warp - Policy::kWarpgroups * 4;
+    if (loader < kPackedLoaders) LoadPackedTiles<Policy>(p, slot, loader);
   } else {
     TakeRegisters<Policy::kConsumerRegisters>();
     MultiplyPackedTiles<Policy>(p, slot, warp);

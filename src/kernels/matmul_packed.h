@@ -22,11 +22,10 @@
 //                                  have a unit there, 4 bits (kWide: 8) for each row
 //     int32 features[2]            first input feature of a span, or -1
 //     int32 first_unit, num_units  units are numbered by stage, share, row, column
-//   int32 columns[groups][384 / B; kBroad: 768 / B]   of share, unit column, place: block columns
-//   of
-//                                                     y, or -1
-//   int32 blocks[units][16 width / B^2]   blocks of a unit, in the order of the matrices; -1 for
-//                                         zeros
+//   int32 columns[groups][384 / B; kBroad: 768 / B]
+//                                  of share, unit column, place: block columns of y, or -1
+//   int32 blocks[units][16 width / B^2]
+//                                  blocks of a unit, in the order of the matrices; -1 for zeros
 // Its parameters: groups; stages; most units of a stage | spans of a stage << 16 | shape << 24.
 //
 // Because of the zeros, an infinity or NaN of x may reach outputs beside those that a stored block
@@ -41,6 +40,8 @@ namespace blocksparse {
 constexpr int kPackedDepth = 16;  // input features of a unit
 constexpr int kPackedRows = 4;    // of units in a span
 constexpr int kPackedSpans = 2;   // of a stage, at most
+// Units of a stage times width, at most: two stages fit in shared memory.
+constexpr int kMaxPackedStage = 2048;
 
 enum class PackedShape { kNarrow, kBroad, kWide };
 constexpr int PackedWidth(PackedShape shape) { return shape == PackedShape::kWide ? 32 : 16; }
@@ -53,16 +54,17 @@ constexpr int PackedMaskWords(PackedShape shape) { return shape == PackedShape::
 constexpr int PackedStageWords(PackedShape shape) { return PackedMaskWords(shape) + 2; }
 
 // Whether this kernel computes `args`: an sm_90 GPU; float16 or bfloat16; block size 8 or 16; at
-// least kMinPackedBatch samples, and kMinPackedTiles tiles, below which most SMs would idle; x, w,
-// y aligned to 16 bytes, as must be the rows of x and y; a layout with the section.
+// least kMinPackedBatch samples, and kMinPackedTiles tiles, below which so many SMs would idle that
+// the streaming kernel is faster; x, w, y aligned to 16 bytes, as must be the rows of x and y; a
+// layout with the section.
 bool PackedServes(const MatmulArgs& args);
 // The packed W: at most 8 times w for B = 8, 2 times for B = 16, near 1 where most blocks are
 // stored.
 Status PackedWorkspaceBytes(const MatmulArgs& args, int64_t* bytes);
 Status MatmulPacked(const MatmulArgs& args, Stream stream);
 
-constexpr int64_t kMinPackedBatch = 512;
-constexpr int64_t kMinPackedTiles = 66;  // of samples by a group
+constexpr int64_t kMinPackedBatch = 384;
+constexpr int64_t kMinPackedTiles = 40;  // of samples by a group
 
 }  // namespace blocksparse
 

@@ -91,24 +91,18 @@ struct PackedNarrowTile {
           slot.Data() + slot.ring.x_bytes + first_unit * Policy::kUnitBytes + Lane() * 16;
       const uint32_t x = slot.Data() + lane_offset;
       LoadUnit(unit);
-      // A loop over the rows in which the share has units: shorter than tests of all rows, which
-      // would not fit the instruction cache.
-      uint32_t place = FirstRow(masks);
-      uint32_t row_x = RowOfX(x, place);
+      // A loop over the rows in which the share has units: tests of all rows, unrolled, are slower.
 #pragma unroll 1
-      while (masks != 0) {
+      for (uint32_t place = FirstRow(masks); masks != 0; place = FirstRow(masks)) {
         static_assert(Policy::kUnits == 4 && Policy::kMaskBits == 4, "four tests");
+        const uint32_t row_x = RowOfX(x, place);
         typename Math::FragmentA a[kRowTiles];
 #pragma unroll
         for (int m = 0; m < kRowTiles; ++m)
           LoadMatrix4<!Policy::kIsAxis1>(Policy::kIsAxis1 ? row_x + m * 16 * 128 : row_x ^ m << 5,
                                          a[m].r);
-        // While x comes: the next row. The fence keeps the compiler from doing this later.
         const uint32_t mask = masks >> place;
         masks &= ~(0xfu << place);
-        place = FirstRow(masks);
-        row_x = RowOfX(x, place);
-        asm volatile("" : "+r"(row_x), "+r"(a[0].r[0]));
         if (mask & 1) MultiplyUnit<0>(a, unit);
         if (mask & 2) MultiplyUnit<1>(a, unit);
         if (mask & 4) MultiplyUnit<2>(a, unit);

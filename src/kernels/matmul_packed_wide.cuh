@@ -18,7 +18,7 @@ struct PackedWideTile {
   static constexpr int kRowTiles = 2;  // of 64 samples
 
   float sums[kRowTiles][Policy::kUnits][Policy::kWidth / 2];
-  uint32_t a[2][kRowTiles][4];  // x of this row of units and of the last one
+  uint32_t a[2][kRowTiles][4];  // x of two rows of units
 
   __device__ __forceinline__ void Clear() {
 #pragma unroll
@@ -104,13 +104,12 @@ struct PackedWideTile {
           has_0[j] = masks >> j & 1;
           has_1[j] = masks >> (8 + j) & 1;
         }
-        LoadX<0>(x_pair);
         WaitForWgmma<0>();
         if (empty != 0) Release(empty);
         empty = 0;
-        MultiplyRow<0>(has_0, w);
+        LoadX<0>(x_pair);
         LoadX<1>(x_pair);
-        WaitForWgmma<0>();
+        MultiplyRow<0>(has_0, w);
         MultiplyRow<1>(has_1, w);
       }
       empty = slot.Empty();
