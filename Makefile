@@ -141,7 +141,8 @@ lint: $(READY)  ## check style: ruff and clang-format
 format: $(READY)  ## rewrite files in the project's style
 	$(VENV)/bin/ruff format --quiet . && $(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/clang-format -i $(CXX_FILES)
-CXX_FILES = $(shell git ls-files --cached --others --exclude-standard 'src/*.h' 'src/*.cc' 'src/*.cu' 'src/*.cuh')
+CXX_FILES = $(shell git ls-files --cached --others --exclude-standard 'src/*.h' 'src/*.cc' 'src/*.cu' 'src/*.cuh' \
+              'test/*.cc')
 
 bench: $(READY)  ## time a room against its dense rivals: make bench OP=matmul BENCH_ARGS=...
 	$(MAKE_LIBRARY)

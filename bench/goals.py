@@ -1,8 +1,10 @@
 """What the products should reach on an H200, and what limits them there."""
 
-# Rates that were measured on an H200: dense bfloat16 products, and reading device memory.
-TENSOR_FLOPS = 790e12
+# Rates that were measured on an H200: cuBLAS's dense products, and reading device memory.
+DENSE_FLOPS = {"bfloat16": 790e12, "float16": 790e12, "tf32": 270e12, "fp32": 45e12}
 MEMORY_BYTES = 4.3e12
+# What tensor cores allow: half the rate for TensorFloat-32, a third for float32 as three products.
+TENSOR_FLOPS = DENSE_FLOPS | {"tf32": 395e12, "fp32": 263e12}
 
 DENSITIES = (0.05, 0.10, 0.25, 0.50)
 # Useful TFLOP/s by product and block size at DENSITIES; the density below which dense loses.
@@ -49,6 +51,6 @@ def of(case):
     return None
 
 
-def bound_us(flops, num_bytes):
+def bound_us(arithmetic, flops, num_bytes):
     """No kernel is faster: the tensor cores' time or the memory's, whichever is longer."""
-    return max(flops / TENSOR_FLOPS, num_bytes / MEMORY_BYTES) * 1e6
+    return max(flops / TENSOR_FLOPS[arithmetic], num_bytes / MEMORY_BYTES) * 1e6

@@ -3,13 +3,27 @@
 Only numpy here. The order is the tables' own: neither W's storage nor any result depends on it.
 """
 
+import contextlib
+import contextvars
+
 import numpy as np
 
+_searches = contextvars.ContextVar("searches", default=True)
 # Bounds the search: swaps tried, and words of column masks compared.
 MAX_SWAPS = 300
 MAX_WORDS = 1 << 24
 # Larger masks, in elements, keep the natural order: the search takes 0.2 s for this one.
 MAX_MASK = 1 << 20
+
+
+@contextlib.contextmanager
+def natural_order():
+    """Inside, columns keep their order: no search, for tables that are wanted at once."""
+    token = _searches.set(False)
+    try:
+        yield
+    finally:
+        _searches.reset(token)
 
 
 def column_groups(mask, num_columns, row_cost, num_groups=None, power=4):
@@ -39,7 +53,7 @@ def column_groups(mask, num_columns, row_cost, num_groups=None, power=4):
         return np.sum((cost / cost.mean()) ** power) * cost.mean()
 
     natural = _spread(np.arange(mask.shape[1]), num_groups, num_columns)
-    if mask.size > MAX_MASK:
+    if mask.size > MAX_MASK or not _searches.get():
         return np.where(natural < mask.shape[1], natural, -1)
     groups = _spread(_gather(bits[: mask.shape[1]], num_groups), num_groups, num_columns)
     _swap(groups, bits, sizes, row_cost, power)
@@ -59,6 +73,8 @@ def balance_workers(groups, mask, num_workers, visit_cost=3, steps=150):
     Returns:
       int64[groups, columns].
     """
+    if not _searches.get():
+        return groups
     per_worker = groups.shape[1] // num_workers
     bits = _bits(mask, mask.shape[1] + 1)  # the last one is empty: column -1
     sizes = _count(bits)
@@ -90,7 +106,9 @@ def _bits(mask, num_columns):
 
 
 def _count(bits):
-    return np.bitwise_count(bits).sum(axis=-1, dtype=np.int64)
+    # sum() of so few elements takes longer than counting them.
+    counts = np.bitwise_count(bits).astype(np.int32)
+    return np.einsum("...w->...", counts).astype(np.int64)
 
 
 def _starts(count, parts):

@@ -12,6 +12,8 @@ import itertools
 import numpy as np
 
 MAX_CHUNKS = 28
+# Units of a side's chunks: `_region_walks.py` has a bit for each.
+MAX_VERTICES = 64
 # Units of a region, by their edge: their sums fit a thread block's registers, with room for steps
 # that join walks.
 MAX_UNITS = {16: 140, 32: 40}
@@ -59,6 +61,7 @@ class _Model:
     def __init__(self, unit, chunk):
         self.unit = unit
         self.max_units = MAX_UNITS[unit]
+        self.max_side = MAX_VERTICES // (chunk // unit)  # chunks of x, and of dy
         self.arrive = _ARRIVE * chunk / 32
         self.latency = _LATENCY[chunk == 64]
         self.multiply = _MULTIPLY[unit]
@@ -100,13 +103,15 @@ def _rectangles(weights, model):
     n, m = weights.shape
     num_units = weights.sum()
     bands, parts = np.ogrid[1 : n + 1, 1 : m + 1]
-    chunks = -(-n // bands) - (-m // parts)
+    rows, columns = -(-n // bands), -(-m // parts)
+    chunks = rows + columns
     regions = bands * parts
     units = num_units / regions
     cost = model.cost(chunks, 1.03 * units)
     splits = np.array(_SPLITS)[:, None, None]
     time = (-(-regions * splits // _SMS) / splits * cost + 12.0 * (splits > 1)).min(axis=0)
-    time[(chunks > MAX_CHUNKS) | (1.03 * units > model.max_units)] = np.inf
+    is_wide = (chunks > MAX_CHUNKS) | (np.maximum(rows, columns) > model.max_side)
+    time[is_wide | (1.03 * units > model.max_units)] = np.inf
     best = None
     for place in np.argsort(time, axis=None)[:16]:
         if not np.isfinite(time.flat[place]):
@@ -208,7 +213,7 @@ def _grow(weights, limit, model):
     # A vertex's edges to the region; the fewer elsewhere the better. -inf for its members.
     score = np.where(degree > 0, -_TIE * degree, -np.inf).astype(np.float32)
     chosen = np.zeros((num_tiles, 2 * n), bool)
-    num_chunks = np.zeros(num_tiles, np.int64)
+    num_chunks = np.zeros((num_tiles, 2), np.int64)  # of x and dy
     num_units = np.zeros(num_tiles)
     costs = []
     tiles = np.flatnonzero(degree.any(axis=1))
@@ -218,14 +223,15 @@ def _grow(weights, limit, model):
         gain = np.rint((top + _TIE * degree[tiles, vertex]) / (1 + _TIE))
         units = num_units[tiles] + gain
         is_full = (
-            (model.cost(num_chunks[tiles] + 1, units) > limit)
+            (model.cost(num_chunks[tiles].sum(axis=1) + 1, units) > limit)
             | (units > model.max_units)
-            | (num_chunks[tiles] == MAX_CHUNKS)
+            | (num_chunks[tiles].sum(axis=1) == MAX_CHUNKS)
+            | (num_chunks[tiles, vertex // n] == model.max_side)
             | ~np.isfinite(top)
         ) & (num_units[tiles] > 0)
         grows = ~is_full
         tile, added = tiles[grows], vertex[grows]
-        num_chunks[tile] += 1
+        num_chunks[tile, added // n] += 1
         num_units[tile] += gain[grows]
         chosen[tile, added] = True
         others = score.reshape(num_tiles, 2, n)[tile, 1 - added // n]
@@ -240,7 +246,7 @@ def _grow(weights, limit, model):
         number, i, j = np.nonzero(taken)
         t = full[number]
         owner[t, i, j] = len(costs) + number
-        costs.extend(model.whole_cost(num_chunks[full], num_units[full]))
+        costs.extend(model.whole_cost(num_chunks[full].sum(axis=1), num_units[full]))
         left[t, i, j] = 0
         left[t, n + j, i] = 0
         np.subtract.at(degree, (t, i), 1)

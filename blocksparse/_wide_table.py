@@ -15,7 +15,7 @@ LARGEST = 64  # blocks that the kernel knows; larger ones are cut
 BLOCK_SIZES = (32, 64, 128)
 MAX_SLICES = 1 << 16
 # Blocks of a group in an input row above which registers hold x (B = 32).
-MANY_BLOCKS = 2.75
+MANY_BLOCKS = 3.3
 # Columns in a group, on average, of those that it has room for: room to make groups even.
 FILL = 0.9
 

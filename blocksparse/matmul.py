@@ -6,6 +6,7 @@ The arithmetic is in `matmul_ops.py`; the object holds a layout and how to call 
 import numpy as np
 
 from blocksparse import _checks
+from blocksparse.advice import advise
 from blocksparse.l2_norm import l2_normalize
 from blocksparse.layout import SparsityLayout
 from blocksparse.matmul_grouping import (
@@ -125,6 +126,27 @@ class BlocksparseMatMul:
             )
         return tuple(self.sparsity_layout.coordinates[block].tolist())
 
+    def advise(self, n, dtype="bfloat16", device="NVIDIA H200"):
+        """What fprop, dx and dw of n samples will cost beside dense products, without a device.
+
+        Times are interpolated between measurements of random layouts on an otherwise idle device.
+
+        Args:
+          n: samples of a minibatch.
+          dtype: "bfloat16" (float16 costs the same), "float32", or "tf32" for float32 with
+            TensorFlow's TensorFloat-32 switch on.
+          device: that was measured, as `nvidia-smi` names it.
+        Returns:
+          `blocksparse.advice.Advice`: an estimate of each product, `speedup` over the dense
+          products; printed, a table.
+        Raises:
+          ValueError: n is not a positive integer; dtype or device was not measured.
+        Example:
+          >>> BlocksparseMatMul(np.eye(64), block_size=64).advise(8192).speedup > 1
+          True
+        """
+        return advise(self.sparsity_layout, n, dtype, device)
+
     # ---- weights ----
 
     def identity_init(self, scale=1.0):
@@ -167,12 +189,16 @@ class BlocksparseMatMul:
         keep = gate != 0
         return param[keep], np.ones(keep.sum(), gate.dtype)
 
-    def pruned(self, gate):
-        """The BlocksparseMatMul over the blocks whose gate is not 0. Raises as `prune`."""
+    def pruned(self, gate, quick_plan=True):
+        """The BlocksparseMatMul over the blocks whose gate is not 0. Raises as `prune`.
+
+        quick_plan: as of `SparsityLayout`: the result is wanted at once, and will be pruned again.
+        """
         keep = self._check_prune_gate(gate) != 0
         mask = np.zeros_like(self.layout)
         mask[tuple(self.sparsity_layout.coordinates[keep].T)] = True
-        return BlocksparseMatMul(mask, self.bsize, self.axis, self.z_order, self.name)
+        layout = SparsityLayout(mask, self.bsize, self.z_order, quick_plan)
+        return BlocksparseMatMul(layout, feature_axis=self.axis, name=self.name)
 
     def _check_prune_gate(self, gate):
         gate = np.asarray(gate)

@@ -63,26 +63,29 @@ def matmul(
       [16.0, 16.0, 16.0, 16.0, 16.0, 16.0, 16.0, 16.0, 8.0, 8.0, 8.0, 8.0, 8.0, 8.0, 8.0, 8.0]
     """
     who = name or "BlocksparseMatmul"
-    x, w, attrs = _check_product(who, "x", x, w, layout, layout.in_blocks, feature_axis)
+    _checks.check_feature_axis(who, feature_axis)
+    x, w = _as_tensor(x), _as_tensor(w)
     gates = _check_gate(who, gate, layout)
-    if dw_dtype is None:
-        dw_dtype = x.dtype
-    dw_dtype = _check_dw_dtype(who, dw_dtype, x.dtype)
+    dw_dtype = x.dtype if dw_dtype is None else _check_dw_dtype(who, dw_dtype, x.dtype)
     if gate_grad and not gates:
         raise ValueError(f"{who}: gate_grad needs a gate. Received: gate=None")
-    lut, plan = layout_tensors(layout, w)
-    return ops.blocksparse_matmul(
-        x=x,
-        w=w,
-        gate=gates,
-        lut=lut,
-        plan=plan,
-        dw_dtype=dw_dtype,
-        gate_grad=gate_grad,
-        dw_gated=dw_gated,
-        name=name,
-        **attrs,
-    )
+
+    def product():
+        lut, plan = layout_tensors(layout, w)
+        return ops.blocksparse_matmul(
+            x=x,
+            w=w,
+            gate=gates,
+            lut=lut,
+            plan=plan,
+            dw_dtype=dw_dtype,
+            gate_grad=gate_grad,
+            dw_gated=dw_gated,
+            name=name,
+            **_layout_attrs(layout, feature_axis),
+        )
+
+    return _checked(product, who, "x", x, w, layout, layout.in_blocks, feature_axis)
 
 
 def matmul_dx(dy, w, layout, *, feature_axis=1, gate=None, name=None):
@@ -98,18 +101,24 @@ def matmul_dx(dy, w, layout, *, feature_axis=1, gate=None, name=None):
     Source: openai/blocksparse `BlocksparseMatmulDX`.
     """
     who = name or "BlocksparseMatmulDX"
-    dy, w, attrs = _check_product(who, "dy", dy, w, layout, layout.out_blocks, feature_axis)
-    lut, plan = layout_tensors(layout, w)
-    return ops.blocksparse_matmul_dx(
-        dy=dy,
-        w=w,
-        gate=_check_gate(who, gate, layout),
-        lut=lut,
-        plan=plan,
-        dw_dtype=dy.dtype,
-        name=name,
-        **attrs,
-    )
+    _checks.check_feature_axis(who, feature_axis)
+    dy, w = _as_tensor(dy), _as_tensor(w)
+    gates = _check_gate(who, gate, layout)
+
+    def product():
+        lut, plan = layout_tensors(layout, w)
+        return ops.blocksparse_matmul_dx(
+            dy=dy,
+            w=w,
+            gate=gates,
+            lut=lut,
+            plan=plan,
+            dw_dtype=dy.dtype,
+            name=name,
+            **_layout_attrs(layout, feature_axis),
+        )
+
+    return _checked(product, who, "dy", dy, w, layout, layout.out_blocks, feature_axis)
 
 
 def matmul_dw(x, dy, layout, *, feature_axis=1, gate=None, dw_dtype=None, name=None):
@@ -269,7 +278,7 @@ def _matmul_dg_gradients(op, grad_dw, grad_dg):
 
 def _as_list(tensors):
     tensors = tensors if isinstance(tensors, list | tuple) else [tensors]
-    return [tf.convert_to_tensor(tensor) for tensor in tensors]
+    return [_as_tensor(tensor) for tensor in tensors]
 
 
 def _layout_attrs(layout, feature_axis):
@@ -281,15 +290,26 @@ def _layout_attrs(layout, feature_axis):
     }
 
 
-def _check_product(who, name, x, w, layout, num_blocks, feature_axis):
-    _checks.check_feature_axis(who, feature_axis)
-    x = tf.convert_to_tensor(x)
-    w = tf.convert_to_tensor(w)
+def _as_tensor(value):
+    return value if isinstance(value, tf.Tensor) else tf.convert_to_tensor(value)
+
+
+def _checked(product, who, name, x, w, layout, num_blocks, feature_axis):
+    """`product()`, which is called before the checks in eager mode: the op checks the same in less
+    time, and Python's checks only find the words for what is wrong."""
+    failure = None
+    if tf.executing_eagerly():
+        try:
+            return product()
+        except tf.errors.InvalidArgumentError as error:
+            failure = error
     _checks.check_dtype(who, name, x.dtype)
     _checks.check_dtype(who, "w", w.dtype, x.dtype, f" as {name}")
     _checks.check_activation(who, name, x, layout, num_blocks, feature_axis)
     _checks.check_shape(who, "w", w, layout.w_shape)
-    return x, w, _layout_attrs(layout, feature_axis)
+    if failure is not None:
+        raise failure
+    return product()
 
 
 def _check_gate(who, gate, layout):

@@ -88,6 +88,12 @@ class Place:
         return array.cpu().numpy() if self.torch else array
 
 
+def matmul(kernels, place, plan, lut, *tensors, **kwargs):
+    size = kernels.workspace_bytes(plan, lut, *tensors, **kwargs)
+    workspace = place.empty(size // 2, np.int16) if size else None
+    kernels.matmul(plan, lut, *tensors, workspace=workspace, **kwargs)
+
+
 def products(kernels, place, layout, axis, n, x, w, dy, lut=None, gate=None, **kwargs):
     """y, dx and dw of float32 numpy arrays."""
     lut = place.put(layout.lut if lut is None else lut)
@@ -101,8 +107,8 @@ def products(kernels, place, layout, axis, n, x, w, dy, lut=None, gate=None, **k
         "gate": gate,
         **kwargs,
     }
-    kernels.matmul(layout.plan, lut, x, w, y, batch=n, **kwargs)
-    kernels.matmul(layout.plan, lut, dy, w, dx, batch=n, is_dx=True, **kwargs)
+    matmul(kernels, place, layout.plan, lut, x, w, y, batch=n, **kwargs)
+    matmul(kernels, place, layout.plan, lut, dy, w, dx, batch=n, is_dx=True, **kwargs)
     size = kernels.dw_workspace_bytes(layout.plan, lut, [(x, dy, n)], **kwargs)
     workspace = place.empty(size // 4)
     kernels.matmul_dw(layout.plan, lut, [(x, dy, n)], dw, workspace=workspace, **kwargs)
@@ -130,6 +136,34 @@ def test_products(kernels, place, size, axis, mask, n, tf32):
     tolerance.check_equal(y, reference.matmul(x, w, layout, axis))
     tolerance.check_equal(dx, reference.matmul_dx(dy, w, layout, axis))
     tolerance.check_equal(dw, reference.matmul_dw(x, dy, layout, axis))
+
+
+@pytest.mark.parametrize("n", [5, 64, 130])
+@pytest.mark.parametrize("size, axis", [case for case in CASES if case.values[0] < 32])
+def test_many_small_blocks_and_few_samples(kernels, place, size, axis, n):
+    """Where feature_axis is 1, a GPU transposes x first."""
+    rng = np.random.default_rng(n)
+    layout = SparsityLayout(layouts.random(rng, 25, 19, 0.9), size)
+    x, w, dy = inputs(rng, layout, axis, n)
+    y, dx, _ = products(kernels, place, layout, axis, n, x, w, dy)
+    tolerance.check_equal(y, reference.matmul(x, w, layout, axis))
+    tolerance.check_equal(dx, reference.matmul_dx(dy, w, layout, axis))
+
+    # bfloat16 as the upper halves of float32: sums of so few signs are exact.
+    x, w, dy = (np.sign(array) for array in (x, w, dy))
+    w *= rng.choice(np.float32([-1, 1]), w.shape)
+    halves = [place.put((array.view(np.int32) >> 16).astype(np.int16)) for array in (x, w, dy)]
+    lut = place.put(layout.lut)
+    kwargs = {"dtype": "bfloat16", "feature_axis": axis, "device": place.device, "batch": n}
+    for is_dx, expected in (
+        (False, reference.matmul(x, w, layout, axis)),
+        (True, reference.matmul_dx(dy, w, layout, axis)),
+    ):
+        y = place.empty(expected.shape, np.int16)
+        source = halves[2 if is_dx else 0]
+        matmul(kernels, place, layout.plan, lut, source, halves[1], y, is_dx=is_dx, **kwargs)
+        found = (place.get(y).astype(np.int32) << 16).view(np.float32)
+        tolerance.check_equal(found, expected)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

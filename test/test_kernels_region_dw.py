@@ -216,3 +216,10 @@ def test_damaged_tables_give_no_wrong_address(kernels, size):
 
     for axis in (0, 1) * 5:
         run(kernels, layout, axis, [520], "bfloat16", "bfloat16", damage=damage)
+
+
+def test_regions_of_scattered_blocks():
+    """So few blocks that a region would have room for more chunks than walks can name."""
+    mask = np.random.default_rng(0).random((768, 768)) < 0.01
+    sections = table.region_dw_sections(SparsityLayout(mask, 16))
+    assert all(parameters[0] > 0 for _, parameters in sections.values())

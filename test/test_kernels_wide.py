@@ -261,3 +261,20 @@ def test_damaged_tables_give_no_wrong_address_and_no_hang(size, axis):
             lut[damaged] = junk[damaged]
             for gate in (None, np.ones(layout.num_blocks, np.float32)):
                 Product(layout, LONG, "bfloat16", axis, False, gate, lut)
+
+
+def test_quick_plan_searches_nothing_and_gives_the_same_products():
+    mask = np.random.default_rng(3).random((60, 50)) < 0.2
+    quick = SparsityLayout(mask, 32, quick_plan=True)
+    sections = _gpu_tables.quick_sections(quick)
+    names = ("wide_fprop", "wide_dx", "wide_float_fprop", "wide_float_dx")
+    assert set(sections) == set(names)
+    vector, (num_groups, _, _) = sections["wide_fprop"]
+    columns = vector[num_groups + 1 : num_groups + 1 + num_groups * 12]
+    assert columns[columns >= 0].tolist() == list(range(50))
+    assert (
+        _gpu_tables.gpu_tables(quick)[0].size
+        < _gpu_tables.gpu_tables(SparsityLayout(mask, 32))[0].size
+    )
+    if hopper():
+        Product(quick, LONG, "bfloat16", 1, False).check()

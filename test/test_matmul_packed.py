@@ -49,13 +49,14 @@ CASES = [
 
 
 def masks():
-    """Narrow units and wide ones; ragged edges, empty lines, hubs, a tile of x cut short."""
+    """All three shapes; ragged edges, empty lines, hubs, a tile of x cut short."""
     rng = np.random.default_rng(0)
     sparse = layouts.random(rng, 37, 29, 0.1)
     sparse[2, :] = sparse[:, 1] = True
     sparse[5, :] = sparse[:, 3] = False
     return {
         "sparse": sparse,
+        "few": layouts.random(rng, 100, 110, 0.035),
         "dense": layouts.random(rng, 21, 34, 0.8),
         "hubs": layouts.power_law(rng, 70, 50),
         "one": np.ones((1, 1), bool),
@@ -130,7 +131,7 @@ def test_integers_are_exact(kernels, size, axis, is_dx, mask, n):
 
 @pytest.mark.parametrize("is_gated", [False, True], ids=["plain", "gated"])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("mask", ["sparse", "dense"])
+@pytest.mark.parametrize("mask", ["sparse", "few", "dense"])
 @pytest.mark.parametrize("size, axis, is_dx", CASES)
 def test_rounding_is_within_the_bound(kernels, size, axis, is_dx, mask, dtype, is_gated):
     call = Call(SparsityLayout(masks()[mask], size), axis, is_dx, 8400, dtype, is_gated)
@@ -156,7 +157,7 @@ def test_two_runs_are_bitwise_equal(kernels, size, axis, is_dx):
 def test_damaged_tables_give_no_wrong_address(kernels, size, axis, is_dx):
     rng = np.random.default_rng(2)
     values = [-1, 2**40, 2**31 - 1, -(2**62), 1000, 2**33 + 5, 2**63 - 1]
-    for mask in ("sparse", "dense"):
+    for mask in ("sparse", "few", "dense"):
         call = Call(SparsityLayout(masks()[mask], size), axis, is_dx, 8400)
         lut = call.lut
         for _ in range(10):

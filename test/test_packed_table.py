@@ -5,13 +5,12 @@ import pytest
 
 from blocksparse import SparsityLayout
 from blocksparse._packed_table import (
+    BROAD,
     DEPTH,
-    FEATURES,
-    MASK_BITS,
-    ROW_BITS,
+    NARROW,
     ROWS,
-    SHARES,
     SPANS,
+    WIDE,
     packed_sections,
     packed_table,
 )
@@ -20,7 +19,8 @@ from blocksparse.testing import layouts, reference
 RNG = np.random.default_rng(0)
 MASKS = {
     **layouts.standard(),
-    "many": layouts.random(RNG, 70, 90, 0.1),
+    "few": layouts.random(RNG, 100, 110, 0.035),
+    "many": layouts.random(RNG, 70, 90, 0.2),
     "dense": layouts.random(RNG, 60, 50, 0.7),
     "hubs": layouts.power_law(RNG, 80, 64),
 }
@@ -32,20 +32,23 @@ class Section:
     def __init__(self, layout, is_dx):
         words, (self.num_groups, num_stages, sizes) = packed_table(layout, is_dx)
         self.block_size = layout.block_size
-        self.max_units, self.num_spans, self.width = sizes & 0xFFFF, sizes >> 16 & 0xFF, sizes >> 24
+        self.max_units, self.num_spans = sizes & 0xFFFF, sizes >> 16 & 0xFF
+        self.shape = shape = (NARROW, BROAD, WIDE)[sizes >> 24]
         self.stage_ptr, words = np.split(words, [self.num_groups + 1])
-        stages, words = np.split(words, [5 * num_stages])
-        stages = stages.reshape(-1, 5)
-        bits = np.unpackbits(stages[:, :3].copy().view(np.uint8), axis=1, bitorder="little")
-        assert bits.shape[1] == MASK_BITS
-        shares, row_bits = SHARES[self.width], ROW_BITS[self.width]
-        bits = bits[:, : shares * SPANS * ROWS * row_bits]
-        self.masks = bits.reshape(num_stages, shares, SPANS * ROWS, row_bits).astype(bool)
-        self.features = stages[:, 3].copy().view(np.int32).reshape(-1, 2)
-        self.first_unit, self.num_units = stages[:, 4].copy().view(np.int32).reshape(-1, 2).T
-        columns, blocks = np.split(words, [self.num_groups * FEATURES // self.block_size // 2])
-        per_unit = self.width // self.block_size
-        self.columns = columns.view(np.int32).reshape(self.num_groups, shares, -1, per_unit)
+        num_words = shape.mask_bits // 64 + 2
+        stages, words = np.split(words, [num_words * num_stages])
+        stages = stages.reshape(-1, num_words)
+        bits = np.unpackbits(stages[:, :-2].copy().view(np.uint8), axis=1, bitorder="little")
+        bits = bits[:, : shape.shares * SPANS * ROWS * shape.row_bits]
+        bits = bits.reshape(num_stages, shape.shares, SPANS * ROWS, shape.row_bits)
+        self.masks = bits.astype(bool)
+        self.features = stages[:, -2].copy().view(np.int32).reshape(-1, 2)
+        self.first_unit, self.num_units = stages[:, -1].copy().view(np.int32).reshape(-1, 2).T
+        columns, blocks = np.split(
+            words, [self.num_groups * shape.features // self.block_size // 2]
+        )
+        per_unit = shape.width // self.block_size
+        self.columns = columns.view(np.int32).reshape(self.num_groups, shape.shares, -1, per_unit)
         deep = DEPTH // self.block_size
         self.blocks = blocks.view(np.int32)
         self.blocks = self.blocks[: len(self.blocks) // (per_unit * deep) * per_unit * deep]
@@ -93,15 +96,34 @@ def test_the_units_make_the_product(size, mask, is_dx):
     assert sorted(columns.tolist()) == list(range(y.shape[1] // size))
 
 
-def test_wide_units_serve_where_most_are_stored():
-    widths = {
-        (size, density): Section(
-            SparsityLayout(layouts.random(np.random.default_rng(0), 128, 128, density), size), False
-        ).width
+def test_shapes_by_density():
+    def shape(size, density, blocks=128):
+        mask = layouts.random(np.random.default_rng(0), blocks, blocks, density)
+        return Section(SparsityLayout(mask, size), False).shape
+
+    shapes = {
+        (size, density): shape(size, density)
         for size in (8, 16)
-        for density in (0.05, 0.5)
+        for density in (0.02, 0.07, 0.25, 0.5)
     }
-    assert widths == {(8, 0.05): 16, (8, 0.5): 32, (16, 0.05): 16, (16, 0.5): 32}
+    assert shapes == {
+        (8, 0.02): BROAD,
+        (8, 0.07): NARROW,
+        (8, 0.25): WIDE,
+        (8, 0.5): WIDE,
+        (16, 0.02): NARROW,
+        (16, 0.07): BROAD,
+        (16, 0.25): NARROW,
+        (16, 0.5): WIDE,
+    }
+    assert shape(16, 0.07, 24) is NARROW  # one group
+
+
+def test_broad_stages_are_not_too_large():
+    mask = layouts.random(np.random.default_rng(0), 300, 44, 0.05)
+    assert Section(SparsityLayout(mask, 16), False).shape is BROAD
+    mask[:4] = True  # 176 units in one span
+    assert Section(SparsityLayout(mask, 16), False).shape is NARROW
 
 
 def test_other_block_sizes_have_no_table():

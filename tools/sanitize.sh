@@ -4,7 +4,7 @@
 # PYTHON names the Python to use. Any finding ends it with a non-zero status.
 set -euo pipefail
 build=$1
-tests="-q -p no:cacheprovider"
+tests="-q -s -p no:cacheprovider"  # -s: a finding ends the process, and what it says must not be kept back
 export TF_CPP_MIN_LOG_LEVEL=3
 
 echo "== AddressSanitizer and UndefinedBehaviorSanitizer: the CPU kernels through their C interface"
@@ -16,7 +16,7 @@ sanitized() {
   LD_PRELOAD="$runtimes" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 "$@"
 }
 BLOCKSPARSE_KERNELS="$build/libblocksparse_kernels.so" \
-  sanitized "$PYTHON" -m pytest $tests --noconftest test/test_kernels.py -k "not GPU"
+  sanitized "$PYTHON" -m pytest $tests --noconftest test/test_kernels.py test/test_cpu_levels.py -k "not GPU"
 
 if ! command -v compute-sanitizer >/dev/null || ! nvidia-smi >/dev/null 2>&1; then
   echo "No GPU or no compute-sanitizer: the GPU kernels were not checked."

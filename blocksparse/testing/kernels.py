@@ -11,6 +11,8 @@ import numpy as np
 
 CPU, GPU = 0, 1
 DTYPES = {"float32": 0, "float16": 1, "bfloat16": 2}
+# Of src/kernels/common/cpu_level.h; a machine has the first few.
+CPU_LEVELS = ("portable", "avx2", "avx512", "avx512bf16")
 
 
 class _Tables(ctypes.Structure):
@@ -76,10 +78,25 @@ class Kernels:
         self._library.blocksparse_matmul_workspace.restype = ctypes.c_int64
         self._library.blocksparse_matmul_dw_workspace.restype = ctypes.c_int64
         self._library.blocksparse_last_error.restype = ctypes.c_char_p
+        self._library.blocksparse_cpu_level.restype = ctypes.c_char_p
 
     @property
     def has_gpu(self):
         return bool(self._library.blocksparse_has_gpu())
+
+    @property
+    def cpu_level(self):
+        """Name of the instruction set level of the CPU kernels, one of CPU_LEVELS; settable."""
+        name = self._library.blocksparse_cpu_level()
+        return name.decode() if name else self._check(1)
+
+    @cpu_level.setter
+    def cpu_level(self, name):
+        self._check(self._library.blocksparse_set_cpu_level(name.encode()))
+
+    def set_cpu_parts(self, num_parts):
+        """Cuts the work of CPU calls in so many parts, as threads would; no result changes."""
+        self._library.blocksparse_set_cpu_parts(num_parts)
 
     def is_supported(self, dtype, block_size, feature_axis):
         """Whether the products exist for this combination."""

@@ -2,6 +2,7 @@
 
 #include <string>
 
+#include "src/kernels/common/cpu_level.h"
 #include "src/kernels/matmul.h"
 
 namespace blocksparse {
@@ -17,8 +18,18 @@ int Finish(const Status& status) {
   return static_cast<int>(status.code());
 }
 
+int32_t& NumParts() {
+  static int32_t num_parts = 1;
+  return num_parts;
+}
+
 void RunSerially(int64_t total, int64_t, const std::function<void(int64_t, int64_t)>& body) {
-  body(0, total);
+  const int64_t parts = NumParts();
+  for (int64_t i = parts - 1; i >= 0; --i) {
+    const int64_t begin = total * i / parts;
+    const int64_t end = total * (i + 1) / parts;
+    if (begin < end) body(begin, end);
+  }
 }
 
 #ifndef BLOCKSPARSE_WITH_CUDA
@@ -52,11 +63,21 @@ Status ReadCall(const BlocksparseMatmul& call, MatmulArgs* args) {
   return Status();
 }
 
+#ifdef BLOCKSPARSE_WITH_CUDA
+Status CheckWorkspace(const void* workspace, int64_t num_bytes) {
+  if (workspace != nullptr || num_bytes == 0) return Status();
+  return Invalid("expected a workspace of " + std::to_string(num_bytes) + " bytes. Received: none");
+}
+#endif
+
 Status RunMatmul(const BlocksparseMatmul& call) {
   MatmulArgs args = {};
   BLOCKSPARSE_RETURN_IF_ERROR(ReadCall(call, &args));
   if (call.device == kBlocksparseCpu) return MatmulCpu(args, RunSerially);
 #ifdef BLOCKSPARSE_WITH_CUDA
+  int64_t num_bytes = 0;
+  BLOCKSPARSE_RETURN_IF_ERROR(MatmulWorkspaceBytes(args, &num_bytes));
+  BLOCKSPARSE_RETURN_IF_ERROR(CheckWorkspace(args.workspace, num_bytes));
   return MatmulGpu(args, static_cast<Stream>(call.stream));
 #else
   return NoGpu();
@@ -99,6 +120,9 @@ Status RunMatmulDw(const BlocksparseMatmulDw& call) {
   BLOCKSPARSE_RETURN_IF_ERROR(ReadDwCall(call, &args));
   if (call.device == kBlocksparseCpu) return MatmulDwCpu(args, RunSerially);
 #ifdef BLOCKSPARSE_WITH_CUDA
+  int64_t num_bytes = 0;
+  BLOCKSPARSE_RETURN_IF_ERROR(MatmulDwWorkspaceBytes(args, &num_bytes));
+  BLOCKSPARSE_RETURN_IF_ERROR(CheckWorkspace(args.workspace, num_bytes));
   return MatmulDwGpu(args, static_cast<Stream>(call.stream));
 #else
   return NoGpu();
@@ -151,6 +175,17 @@ int blocksparse_has_gpu(void) {
 #else
   return 0;
 #endif
+}
+
+const char* blocksparse_cpu_level(void) {
+  blocksparse::CpuLevel level;
+  return Finish(blocksparse::FindCpuLevel(&level)) == 0 ? blocksparse::NameOf(level) : nullptr;
+}
+
+int blocksparse_set_cpu_level(const char* name) { return Finish(blocksparse::SetCpuLevel(name)); }
+
+void blocksparse_set_cpu_parts(int32_t num_parts) {
+  blocksparse::NumParts() = num_parts < 1 ? 1 : num_parts;
 }
 
 const char* blocksparse_last_error(void) { return blocksparse::LastError().c_str(); }

@@ -70,6 +70,13 @@ BLOCKSPARSE_EXPORT int blocksparse_matmul_is_supported(int32_t dtype, int32_t bl
                                                        int32_t feature_axis);
 // 1 if the library holds GPU kernels, else 0.
 BLOCKSPARSE_EXPORT int blocksparse_has_gpu(void);
+// The level of the CPU kernels' instruction set (common/cpu_level.h), or null after an error.
+BLOCKSPARSE_EXPORT const char* blocksparse_cpu_level(void);
+// Changes it. Not while another thread calls.
+BLOCKSPARSE_EXPORT int blocksparse_set_cpu_level(const char* name);
+// CPU calls run on the calling thread, in this many parts, the last one first. 1 by default; any
+// number gives the same results, like any number of threads.
+BLOCKSPARSE_EXPORT void blocksparse_set_cpu_parts(int32_t num_parts);
 // The sentence that belongs to this thread's last error; valid until the thread's next call.
 BLOCKSPARSE_EXPORT const char* blocksparse_last_error(void);
 }

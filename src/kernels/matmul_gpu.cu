@@ -2,6 +2,7 @@
 #include "src/kernels/common/cuda_launch.h"
 #include "src/kernels/common/load_store.cuh"
 #include "src/kernels/common/reduce.cuh"
+#include "src/kernels/common/tensor_map.h"
 #include "src/kernels/matmul_instances.h"
 #include "src/kernels/matmul_packed.h"
 #include "src/kernels/matmul_region_dw.h"
@@ -89,18 +90,19 @@ int64_t DwSize(const Layout& layout) {
 
 bool StreamServes(const MatmulArgs& args) {
   const int64_t vector = kVectorBytes / SizeOf(args.dtype);
-  return args.batch <= kMaxStreamBatch && IsVectorAligned(args.x) && IsVectorAligned(args.w) &&
-         IsVectorAligned(args.y) && (args.feature_axis == 1 || args.batch % vector == 0);
+  const bool is_hopper_16_bit = args.dtype != DType::kFloat32 && IsHopper();
+  return args.batch <= (is_hopper_16_bit ? kMaxStreamBatchHopper16Bit : kMaxStreamBatch) &&
+         IsVectorAligned(args.x) && IsVectorAligned(args.w) && IsVectorAligned(args.y) &&
+         (args.feature_axis == 1 || args.batch % vector == 0);
 }
 
-static bool IsForWide(const MatmulArgs& args) { return !StreamServes(args) && WideServes(args); }
 static bool IsForWideFloat(const MatmulArgs& args) {
   return !StreamServes(args) && WideFloatServes(args);
 }
 
 Status MatmulGpu(const MatmulArgs& args, Stream stream) {
   if (PackedServes(args)) return MatmulPacked(args, stream);
-  if (IsForWide(args)) return MatmulWide(args, stream);
+  if (WideServes(args)) return MatmulWide(args, stream);
   if (IsForWideFloat(args)) return MatmulWideFloat(args, stream);
   return WithMath(args.dtype, args.allow_tf32, [&](auto kernels) {
     using Kernels = decltype(kernels);
@@ -111,9 +113,9 @@ Status MatmulGpu(const MatmulArgs& args, Stream stream) {
 
 Status MatmulWorkspaceBytes(const MatmulArgs& args, int64_t* bytes) {
   if (PackedServes(args)) return PackedWorkspaceBytes(args, bytes);
-  if (IsForWide(args)) return WideWorkspaceBytes(args, bytes);
+  if (WideServes(args)) return WideWorkspaceBytes(args, bytes);
   if (IsForWideFloat(args)) return WideFloatWorkspaceBytes(args, bytes);
-  *bytes = 0;
+  *bytes = StreamServes(args) ? StreamWorkspaceBytes(args) : 0;
   return Status();
 }
 

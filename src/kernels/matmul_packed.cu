@@ -10,7 +10,6 @@
 namespace blocksparse {
 namespace {
 
-constexpr int kTileRows = 128;
 constexpr int kMatrix = 8;  // edge of the matrices that a unit is made of
 constexpr int kPackThreads = 256;
 
@@ -24,16 +23,19 @@ bool FindTable(const MatmulArgs& args, PackedTable* table) {
   table->num_stages = section.parameters[1];
   table->max_units = section.parameters[2] & 0xffff;
   table->num_spans = section.parameters[2] >> 16 & 0xff;
-  table->width = section.parameters[2] >> 24;
+  const int shape = section.parameters[2] >> 24;
   if (table->num_groups < 1 || table->num_stages < 0) return false;
   if (table->num_spans < 1 || table->num_spans > kPackedSpans) return false;
-  if (table->width != 16 && table->width != 32) return false;
+  if (shape < 0 || shape > static_cast<int>(PackedShape::kWide)) return false;
+  table->shape = static_cast<PackedShape>(shape);
+  const int width = PackedWidth(table->shape);
+  const int features = PackedFeaturesOf(table->shape);
+  if (table->max_units * width > kMaxPackedStage) return false;
 
   const int64_t stages = table->num_groups + int64_t{1};
-  const int64_t columns = stages + int64_t{kPackedStageWords} * table->num_stages;
-  const int64_t blocks =
-      columns + int64_t{table->num_groups} * kPackedFeatures / layout.block_size / 2;
-  const int per_unit = kPackedDepth * table->width / (layout.block_size * layout.block_size);
+  const int64_t columns = stages + int64_t{PackedStageWords(table->shape)} * table->num_stages;
+  const int64_t blocks = columns + int64_t{table->num_groups} * features / layout.block_size / 2;
+  const int per_unit = kPackedDepth * width / (layout.block_size * layout.block_size);
   table->num_units = (section.size - blocks) * 2 / per_unit;
   if (table->num_units < 0 || table->num_units > std::numeric_limits<int32_t>::max()) return false;
   table->stage_ptr = section.data;
@@ -89,7 +91,7 @@ __global__ void __launch_bounds__(kPackThreads) PackUnitsKernel(const PackParams
 }
 
 int64_t PackedRows(const PackedTable& table) {
-  return table.num_units * (kPackedDepth * table.width / kMatrix);
+  return table.num_units * (kPackedDepth * PackedWidth(table.shape) / kMatrix);
 }
 
 template <typename T>
@@ -103,7 +105,7 @@ Status PackUnits(const MatmulArgs& args, const PackedTable& table, Stream stream
                              args.is_dx};
   const int64_t num_thread_blocks = (params.num_rows + kPackThreads - 1) / kPackThreads;
   return WithBool(args.layout.block_size == 8, [&](auto is_8) {
-    return WithBool(table.width == 32, [&](auto is_wide) {
+    return WithBool(table.shape == PackedShape::kWide, [&](auto is_wide) {
       return Launch("PackUnitsKernel", PackUnitsKernel < T, is_8() ? 8 : 16, is_wide() ? 32 : 16 >,
                     num_thread_blocks, kPackThreads, 0, stream, params);
     });
@@ -121,7 +123,8 @@ Status PackAndMultiply(const MatmulArgs& args, PackedParams params, Stream strea
 }
 
 int64_t NumTiles(const MatmulArgs& args, const PackedTable& table) {
-  return (args.batch + kTileRows - 1) / kTileRows * table.num_groups;
+  const int tile_rows = PackedTileRows(table.shape);
+  return (args.batch + tile_rows - 1) / tile_rows * table.num_groups;
 }
 
 }  // namespace
@@ -129,7 +132,7 @@ int64_t NumTiles(const MatmulArgs& args, const PackedTable& table) {
 bool PackedServes(const MatmulArgs& args) {
   PackedTable table = {};
   if (args.dtype == DType::kFloat32 || !FindTable(args, &table)) return false;
-  constexpr int64_t kMaxCoordinate = std::numeric_limits<int32_t>::max() - kTileRows;
+  constexpr int64_t kMaxCoordinate = std::numeric_limits<int32_t>::max() - 128;
   if (args.batch < kMinPackedBatch || args.batch > kMaxCoordinate) return false;
   if (args.feature_axis == 0 && args.batch % 8 != 0) return false;
   const Direction& direction = args.is_dx ? args.layout.dx : args.layout.fprop;
@@ -152,12 +155,16 @@ Status MatmulPacked(const MatmulArgs& args, Stream stream) {
   if (!FindTable(args, &params.table)) return Invalid("the layout has no table for packed weights");
   const Direction& direction = args.is_dx ? args.layout.dx : args.layout.fprop;
   const int64_t num_features = direction.num_inputs * args.layout.block_size;
+  const int tile_rows = PackedTileRows(params.table.shape);
   if (args.feature_axis == 1) {
-    const TensorBox box = {args.dtype, args.x, num_features, args.batch, 64, kTileRows, 128};
+    const TensorBox box = {args.dtype, args.x, num_features, args.batch, 64, tile_rows, 128};
+    BLOCKSPARSE_RETURN_IF_ERROR(EncodeTensorMap(box, &params.x));
+  } else if (params.table.shape == PackedShape::kBroad) {
+    const TensorBox box = {args.dtype, args.x, args.batch, num_features, tile_rows, 64, 128};
     BLOCKSPARSE_RETURN_IF_ERROR(EncodeTensorMap(box, &params.x));
   } else {
     const TensorBox box = {args.dtype, args.x, args.batch, num_features, 64, kPackedDepth, 128};
-    BLOCKSPARSE_RETURN_IF_ERROR(EncodeSlabTensorMap(box, kTileRows / 64, &params.x));
+    BLOCKSPARSE_RETURN_IF_ERROR(EncodeSlabTensorMap(box, tile_rows / 64, &params.x));
     BLOCKSPARSE_RETURN_IF_ERROR(EncodeTensorMap(box, &params.x_tail));
   }
   params.w = static_cast<const unsigned char*>(args.workspace);
@@ -166,7 +173,7 @@ Status MatmulPacked(const MatmulArgs& args, Stream stream) {
   params.num_columns = direction.num_outputs;
   params.num_inputs = static_cast<int>(num_features);
   params.first_tail_row =
-      static_cast<int>(args.batch % 64 == 0 ? args.batch : args.batch / kTileRows * kTileRows);
+      static_cast<int>(args.batch % 64 == 0 ? args.batch : args.batch / tile_rows * tile_rows);
   params.num_tiles = static_cast<int>(NumTiles(args, params.table));
   params.block_size = args.layout.block_size;
   return args.dtype == DType::kFloat16 ? PackAndMultiply<__half>(args, params, stream)

@@ -12,10 +12,19 @@ template <typename T, bool kIsAxis1>
 Status MatmulPackedKernels<T, kIsAxis1>::Run(const MatmulArgs& args, const PackedParams& params,
                                              int num_sms, Stream stream) {
   return WithBool(args.is_dx, [&](auto is_dx) {
-    return WithBool(params.table.width == 32, [&](auto is_wide) {
-      return LaunchMatmulPacked<PackedPolicy<T, kIsAxis1, is_dx(), is_wide() ? 32 : 16>>(
-          params, num_sms, stream);
-    });
+    const auto launch = [&](auto shape) {
+      using Policy = PackedPolicy<T, kIsAxis1, is_dx(), decltype(shape)::value>;
+      return LaunchMatmulPacked<Policy>(params, num_sms, stream);
+    };
+    switch (params.table.shape) {
+      case PackedShape::kNarrow:
+        return launch(std::integral_constant<PackedShape, PackedShape::kNarrow>{});
+      case PackedShape::kBroad:
+        return launch(std::integral_constant<PackedShape, PackedShape::kBroad>{});
+      case PackedShape::kWide:
+        return launch(std::integral_constant<PackedShape, PackedShape::kWide>{});
+    }
+    return Unsupported("MatmulPacked: unknown shape");
   });
 }
 

@@ -37,13 +37,28 @@ struct PackedNarrowTile {
   // Where this lane's row of an 8 x 8 matrix of x lies in a span (axis 1) or a row of units (axis
   // 0); both are swizzled rows of 128 bytes.
   static __device__ __forceinline__ uint32_t LaneOffset() {
-    const int half = threadIdx.x / kWarpSize % 2;  // of the samples
+    const int half = Half();
     const int low = Lane() % 8;
     const int is_second = Lane() / 8 % 2;  // samples 8 to 15
     const int is_deep = Lane() / 16;       // features 8 to 15
     if (Policy::kIsAxis1) return (half * 64 + is_second * 8 + low) * 128 + ((is_deep ^ low) << 4);
-    return half * (Policy::kRowBytes / 2) + (is_deep * 8 + low) * 128 + ((is_second ^ low) << 4);
+    return half * (16 * 128) + (is_deep * 8 + low) * 128 + ((is_second ^ low) << 4);
   }
+  // Which 64 of the tile's samples are this warp's.
+  static __device__ __forceinline__ int Half() {
+    return threadIdx.x / kWarpSize % Policy::kWarpsOfShare;
+  }
+  // The first row of units that `masks` has, as the place of its bits.
+  static __device__ __forceinline__ uint32_t FirstRow(uint32_t masks) {
+    return (__ffs(masks) - 1) & (32 - Policy::kMaskBits);
+  }
+  // The lane's address in that row, from its address in the stage.
+  static __device__ __forceinline__ uint32_t RowOfX(uint32_t x, uint32_t place) {
+    const uint32_t row = place / Policy::kMaskBits;
+    if (!Policy::kIsAxis1) return x + row * Policy::kRowBytes;
+    return (x ^ row % kPackedRows << 5) + row / kPackedRows * Policy::kSpanBytes;
+  }
+
   // W of the next unit, loaded ahead: units follow each other whichever columns they belong to.
   uint32_t w[4];
 
@@ -64,46 +79,34 @@ struct PackedNarrowTile {
     LoadUnit(unit);
   }
 
-  // All units of a span. `masks`: those of its rows, 4 bits each; `x`: the lane's address in the
-  // span; `unit`: in the second unit, then in the second of what follows.
-  __device__ __forceinline__ void MultiplySpan(uint32_t masks, uint32_t x, uint32_t& unit) {
-    static_assert(Policy::kUnits == 4 && Policy::kMaskBits == 4, "four tests");
-    if ((masks & 0xffff) == 0) return;
-#pragma unroll
-    for (int row = 0; row < kPackedRows; ++row) {
-      const uint32_t mask = masks >> 4 * row & 0xf;
-      if (mask == 0) continue;
-      typename Math::FragmentA a[kRowTiles];
-#pragma unroll
-      for (int m = 0; m < kRowTiles; ++m) {
-        const uint32_t address = Policy::kIsAxis1 ? (x ^ row << 5) + m * 16 * 128
-                                                  : (x ^ m << 5) + row * Policy::kRowBytes;
-        LoadMatrix4<!Policy::kIsAxis1>(address, a[m].r);
-      }
-      if (mask & 1) MultiplyUnit<0>(a, unit);
-      if (mask & 2) MultiplyUnit<1>(a, unit);
-      if (mask & 4) MultiplyUnit<2>(a, unit);
-      if (mask & 8) MultiplyUnit<3>(a, unit);
-    }
-  }
-
   // All stages of the tile.
   __device__ __forceinline__ void Multiply(PackedSlot& slot, int num_stages, int num_spans,
                                            int share) {
     const uint32_t lane_offset = LaneOffset();
     for (int stage = 0; stage < num_stages; ++stage) {
       WaitBarrier(slot.Full(), slot.phase);
-      uint32_t masks = LoadShared(slot.Header() + share * 16);
+      uint32_t masks = LoadShared(slot.Header() + share * 16);  // of the rows, 4 bits each
       const uint32_t first_unit = LoadShared(slot.Header() + share * 16 + 8);
       uint32_t unit =
           slot.Data() + slot.ring.x_bytes + first_unit * Policy::kUnitBytes + Lane() * 16;
-      uint32_t x = slot.Data() + lane_offset;
+      const uint32_t x = slot.Data() + lane_offset;
       LoadUnit(unit);
+      // A loop over the rows in which the share has units: tests of all rows, unrolled, are slower.
 #pragma unroll 1
-      for (int span = 0; span < num_spans; ++span) {
-        MultiplySpan(masks, x, unit);
-        masks >>= 16;
-        x += Policy::kSpanBytes;
+      for (uint32_t place = FirstRow(masks); masks != 0; place = FirstRow(masks)) {
+        static_assert(Policy::kUnits == 4 && Policy::kMaskBits == 4, "four tests");
+        const uint32_t row_x = RowOfX(x, place);
+        typename Math::FragmentA a[kRowTiles];
+#pragma unroll
+        for (int m = 0; m < kRowTiles; ++m)
+          LoadMatrix4<!Policy::kIsAxis1>(Policy::kIsAxis1 ? row_x + m * 16 * 128 : row_x ^ m << 5,
+                                         a[m].r);
+        const uint32_t mask = masks >> place;
+        masks &= ~(0xfu << place);
+        if (mask & 1) MultiplyUnit<0>(a, unit);
+        if (mask & 2) MultiplyUnit<1>(a, unit);
+        if (mask & 4) MultiplyUnit<2>(a, unit);
+        if (mask & 8) MultiplyUnit<3>(a, unit);
       }
       Release(slot.Empty());
       slot.Advance();
@@ -112,7 +115,7 @@ struct PackedNarrowTile {
 
   // `column`: the block column of y in the share's place Lane().
   __device__ __forceinline__ void Store(const PackedParams& p, int64_t row, int column) const {
-    const int64_t n = row + threadIdx.x / kWarpSize % 2 * 64;
+    const int64_t n = row + Half() * 64;
 #pragma unroll
     for (int j = 0; j < Policy::kUnits; ++j) {
       const PackedFeatures features(p, column, j * 16);

@@ -1,4 +1,4 @@
-// The ring of shared memory through which the packed products' loading warp hands stages to the
+// The ring of shared memory through which the packed products' loading warps hand stages to the
 // multiplying ones.
 #ifndef BLOCKSPARSE_KERNELS_MATMUL_PACKED_RING_CUH_
 #define BLOCKSPARSE_KERNELS_MATMUL_PACKED_RING_CUH_
@@ -11,8 +11,12 @@ namespace blocksparse {
 
 // Shared memory: ring_stages times {spans of x, units, one more unit that may be read but is not
 // used}, then headers, then barriers.
-constexpr int kPackedAlignment = 1024;      // of the swizzle
-constexpr int kPackedHeaderBytes = 16 * 6;  // of each share: masks, first unit
+constexpr int kPackedAlignment = 1024;  // of the swizzle
+// Warps that load, a stage each in turn. No more than stages in the ring, of which there are at
+// least two: otherwise one could come to a stage before another has waited for the stage's last
+// phase but one, and take that for the last.
+constexpr int kPackedLoaders = 2;
+constexpr int kPackedHeaderBytes = 16 * 12;  // of each share: masks, first unit
 
 struct PackedRing {
   int x_bytes;
@@ -60,7 +64,7 @@ struct PackedSlot {
 // Lets the loading warp overwrite a stage that this warp has read.
 __device__ __forceinline__ void Release(uint32_t empty) {
   __syncwarp();
-  if (Lane() == 0) Arrive(empty);
+  ArriveAsWarp(empty, Lane());
 }
 
 struct PackedRange {

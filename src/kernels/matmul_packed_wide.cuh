@@ -18,7 +18,7 @@ struct PackedWideTile {
   static constexpr int kRowTiles = 2;  // of 64 samples
 
   float sums[kRowTiles][Policy::kUnits][Policy::kWidth / 2];
-  uint32_t a[2][kRowTiles][4];  // x of this row of units and of the last one
+  uint32_t a[2][kRowTiles][4];  // x of two rows of units
 
   __device__ __forceinline__ void Clear() {
 #pragma unroll
@@ -63,14 +63,13 @@ struct PackedWideTile {
     }
   }
 
-  // All units of a row; `w` is the descriptor of the first, then of the next row's.
   template <int kRow>
-  __device__ __forceinline__ void MultiplyRow(uint32_t mask, uint32_t& w) {
+  __device__ __forceinline__ void MultiplyRow(const bool (&has)[Policy::kUnits], uint32_t& w) {
     constexpr uint32_t kHigh = DescriptorHigh(2 * Policy::kMatrixBytes, Swizzle::kNone);
     FenceWgmma();
 #pragma unroll
     for (int j = 0; j < Policy::kUnits; ++j) {
-      if (mask >> j & 1) {
+      if (has[j]) {
 #pragma unroll
         for (int m = 0; m < kRowTiles; ++m)
           Wgmma<T, Policy::kWidth>::template Multiply<!Policy::kIsDx>(sums[m][j], a[kRow][m],
@@ -99,17 +98,19 @@ struct PackedWideTile {
                                     ? (x + pair / 2 * Policy::kSpanBytes) ^ (pair & 1) << 6
                                     : x + pair * 2 * Policy::kRowBytes;
         const uint32_t masks = (pair < 2 ? header[0] : header[1]) >> (pair & 1) * 16;
-        const uint32_t mask_0 = masks & 0xff;
-        const uint32_t mask_1 = masks >> 8 & 0xff;
-        // A row's x is loaded while the products of the row before run.
-        if (mask_0 != 0) LoadX<0>(x_pair);
+        bool has_0[Policy::kUnits], has_1[Policy::kUnits];
+#pragma unroll
+        for (int j = 0; j < Policy::kUnits; ++j) {
+          has_0[j] = masks >> j & 1;
+          has_1[j] = masks >> (8 + j) & 1;
+        }
         WaitForWgmma<0>();
         if (empty != 0) Release(empty);
         empty = 0;
-        if (mask_0 != 0) MultiplyRow<0>(mask_0, w);
-        if (mask_1 != 0) LoadX<1>(x_pair);
-        WaitForWgmma<0>();
-        if (mask_1 != 0) MultiplyRow<1>(mask_1, w);
+        LoadX<0>(x_pair);
+        LoadX<1>(x_pair);
+        MultiplyRow<0>(has_0, w);
+        MultiplyRow<1>(has_1, w);
       }
       empty = slot.Empty();
       slot.Advance();

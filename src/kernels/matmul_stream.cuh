@@ -20,7 +20,8 @@
 namespace blocksparse {
 
 // kBatchTile samples, kWidth columns: min(B, 32), wider blocks are shared by several thread blocks.
-template <class Math_, int kBatchTile_, int kWidth_, Major kMajorX_, Major kMajorW_>
+// kMajorY: of the tensor that is written; kMajorX is the same, or that of a transposed copy.
+template <class Math_, int kBatchTile_, int kWidth_, Major kMajorX_, Major kMajorW_, Major kMajorY_>
 struct StreamPolicy {
   using Math = Math_;
   using T = typename Math::T;
@@ -28,7 +29,8 @@ struct StreamPolicy {
   static constexpr int kWidth = kWidth_;
   static constexpr Major kMajorX = kMajorX_;
   static constexpr Major kMajorW = kMajorW_;
-  static constexpr bool kIsAxis1 = kMajorX == Major::kDepth;
+  static constexpr bool kIsAxis1 = kMajorX == Major::kDepth;  // of x
+  static constexpr bool kIsAxis1Y = kMajorY_ == Major::kDepth;
   static constexpr bool kIsDx = kMajorW == Major::kDepth;
 
   static constexpr int kVector = kVectorBytes / sizeof(T);
@@ -51,7 +53,7 @@ struct StreamPolicy {
   static constexpr int kGates = kStages * kPieces;
 
   // The tile of y, as its rows lie in memory.
-  static constexpr int kColsY = kIsAxis1 ? kWidth : kBatchTile;
+  static constexpr int kColsY = kIsAxis1Y ? kWidth : kBatchTile;
   using TileY = PaddedTile<T, kColsY>;
   static constexpr int kSums = kBatchTile * kWidth;
   static constexpr int kSumBytes = kSums * static_cast<int>(sizeof(float));
@@ -75,6 +77,7 @@ struct StreamParams {
   int batch_tiles;
   bool is_one_wave;  // all tiles run at once, so that their order does not matter
   const T* x;
+  int64_t x_stride;  // from one row of x to the next
   const T* w;
   const float* gate;
   T* y;
@@ -154,11 +157,11 @@ struct StreamWarp {
       const int64_t feature = is_wanted ? piece.index * int64_t{p.block_size} + depth : 0;
       if constexpr (Policy::kIsAxis1) {
         WarpCopy<T, Policy::kBatchTile, kPieceDepth>::Load(
-            to_x, 0, j * kPieceDepth, x + feature, p.direction.num_inputs * p.block_size,
+            to_x, 0, j * kPieceDepth, x + feature, p.x_stride,
             [&](int row, int) { return is_wanted && row < num_valid; });
       } else {
         WarpCopy<T, kPieceDepth, Policy::kBatchTile>::Load(
-            to_x, j * kPieceDepth, 0, x + feature * p.batch, p.batch,
+            to_x, j * kPieceDepth, 0, x + feature * p.x_stride, p.x_stride,
             [&](int, int col) { return is_wanted && col < num_valid; });
       }
       const T* block = p.w + (is_wanted ? piece.block : 0) * int64_t{p.block_size} * p.block_size;
@@ -272,7 +275,7 @@ __global__ void MatmulStreamKernel(const __grid_constant__ StreamParams<typename
   unsigned char* room = smem + warp * Policy::kWarpBytes;
   float* gates =
       reinterpret_cast<float*>(smem + num_warps * Policy::kWarpBytes) + warp * Policy::kGates;
-  const int64_t sample_stride = Policy::kIsAxis1 ? p.direction.num_inputs * p.block_size : 1;
+  const int64_t sample_stride = Policy::kIsAxis1 ? p.x_stride : 1;
   WaitForPreviousKernel();  // before this, only the tables have been read
   if (!is_valid) return;    // a damaged table
   StreamWarp<Policy> work = {p,           reinterpret_cast<T*>(room),
@@ -302,7 +305,7 @@ __global__ void MatmulStreamKernel(const __grid_constant__ StreamParams<typename
     for (int s = 0; s < 4; ++s) {
       const int row = fragment / Policy::kColTiles * kMmaRows + MmaRow() + s / 2 * 8;
       const int col = fragment % Policy::kColTiles * kMmaCols + MmaCol() + s % 2;
-      *(Policy::kIsAxis1 ? tile_y.At(row, col) : tile_y.At(col, row)) = T(sum[s]);
+      *(Policy::kIsAxis1Y ? tile_y.At(row, col) : tile_y.At(col, row)) = T(sum[s]);
     }
   }
   __syncthreads();
@@ -310,9 +313,9 @@ __global__ void MatmulStreamKernel(const __grid_constant__ StreamParams<typename
   for (int v = threadIdx.x; v < Policy::kSums / Policy::kVector; v += blockDim.x) {
     const int row = v / kVectorsPerRow;
     const int col = v % kVectorsPerRow * Policy::kVector;
-    if ((Policy::kIsAxis1 ? row : col) >= num_valid) continue;
+    if ((Policy::kIsAxis1Y ? row : col) >= num_valid) continue;
     const int64_t feature = column * p.block_size + first_col;
-    T* to = Policy::kIsAxis1
+    T* to = Policy::kIsAxis1Y
                 ? p.y + (n + row) * p.direction.num_outputs * p.block_size + feature + col
                 : p.y + (feature + row) * p.batch + n + col;
     *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(tile_y.At(row, col));
@@ -333,13 +336,19 @@ Status LaunchMatmulStream(const MatmulArgs& args, Stream stream) {
   // Few tiles get more warps each, as far as the shared memory goes.
   int num_warps = num_tiles <= num_sms ? 8 : 4;
   while (Policy::SmemBytes(num_warps) > smem_bytes) num_warps /= 2;
+  const bool is_copy = Policy::kIsAxis1Y && !Policy::kIsAxis1;
+  if (is_copy) BLOCKSPARSE_RETURN_IF_ERROR(TransposeForStream(args, stream));
+  const int64_t x_stride = is_copy            ? StreamPitch(args.batch)
+                           : Policy::kIsAxis1 ? direction.num_inputs * args.layout.block_size
+                                              : args.batch;
   const StreamParams<T> params = {direction,
                                   args.layout.num_blocks,
                                   args.batch,
                                   args.layout.block_size,
                                   static_cast<int>(batch_tiles),
                                   num_tiles <= kWaveTiles * num_sms,
-                                  static_cast<const T*>(args.x),
+                                  static_cast<const T*>(is_copy ? args.workspace : args.x),
+                                  x_stride,
                                   static_cast<const T*>(args.w),
                                   args.gate,
                                   static_cast<T*>(args.y)};
@@ -349,19 +358,26 @@ Status LaunchMatmulStream(const MatmulArgs& args, Stream stream) {
 
 template <class Math>
 Status MatmulStreamFor(const MatmulArgs& args, Stream stream) {
+  const bool is_copied = StreamWorkspaceBytes(args) > 0;
   return WithBool(args.batch > 32, [&](auto is_wide) {
-    return WithBool(args.feature_axis == 1, [&](auto is_axis_1) {
-      return WithBool(args.is_dx, [&](auto is_dx) {
-        const auto launch = [&](auto width) {
-          constexpr Major kMajorX = is_axis_1() ? Major::kDepth : Major::kOther;
-          constexpr Major kMajorW = is_dx() ? Major::kDepth : Major::kOther;
-          return LaunchMatmulStream<
-              StreamPolicy<Math, is_wide() ? 64 : 32, width(), kMajorX, kMajorW>>(args, stream);
-        };
-        if (args.layout.block_size == 8) return launch(Int<8>{});
-        if (args.layout.block_size == 16) return launch(Int<16>{});
-        return launch(Int<32>{});
-      });
+    return WithBool(args.is_dx, [&](auto is_dx) {
+      const auto launch = [&](auto width, auto is_x_axis_1, auto is_y_axis_1) {
+        constexpr Major kMajorX = is_x_axis_1() ? Major::kDepth : Major::kOther;
+        constexpr Major kMajorY = is_y_axis_1() ? Major::kDepth : Major::kOther;
+        constexpr Major kMajorW = is_dx() ? Major::kDepth : Major::kOther;
+        using Policy = StreamPolicy<Math, is_wide() ? 64 : 32, width(), kMajorX, kMajorW, kMajorY>;
+        return LaunchMatmulStream<Policy>(args, stream);
+      };
+      const auto launch_width = [&](auto width) {
+        if constexpr (width() < 32) {
+          if (is_copied) return launch(width, std::false_type{}, std::true_type{});
+        }
+        return args.feature_axis == 1 ? launch(width, std::true_type{}, std::true_type{})
+                                      : launch(width, std::false_type{}, std::false_type{});
+      };
+      if (args.layout.block_size == 8) return launch_width(Int<8>{});
+      if (args.layout.block_size == 16) return launch_width(Int<16>{});
+      return launch_width(Int<32>{});
     });
   });
 }

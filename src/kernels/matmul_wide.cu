@@ -132,11 +132,11 @@ bool WideServes(const MatmulArgs& args) {
   WideParams params = {};
   int num_workers = 0;
   int num_sms = 0;
-  int64_t num_thread_blocks = 0;
   if (args.dtype != DType::kFloat16 && args.dtype != DType::kBFloat16) return false;
   if (size != 32 && size != 64 && size != 128) return false;
-  if (args.batch < kMinWideRows || args.batch > kMaxSize / 2 || NumInputs(args) > kMaxSize / size ||
-      NumOutputs(args) > kMaxSize / size || args.layout.num_blocks > kMaxSize / size / 4)
+  if (args.batch < kMinWideBatch || args.batch > kMaxSize / 2 ||
+      NumInputs(args) > kMaxSize / size || NumOutputs(args) > kMaxSize / size ||
+      args.layout.num_blocks > kMaxSize / size / 4)
     return false;
   if ((args.feature_axis == 0 && args.batch % 8 != 0) || !IsVectorAligned(args.x) ||
       !IsVectorAligned(args.w) || !IsVectorAligned(args.y))
@@ -144,9 +144,7 @@ bool WideServes(const MatmulArgs& args) {
   if (!ReadTable(args, &params, &num_workers) || !IsHopper() || !AreCompiled(args) ||
       !CountSms(&num_sms).ok())
     return false;
-  params.batch = args.batch;
-  ChooseWideGrid(args.feature_axis, num_sms, &params, &num_thread_blocks);
-  return params.tile_rows >= kMinWideRows;
+  return args.batch * params.num_groups >= MinWideRows(size) * num_sms;
 }
 
 Status WideWorkspaceBytes(const MatmulArgs& args, int64_t* bytes) {

@@ -191,6 +191,12 @@ struct WideWorker {
     }
   }
 
+  // The warp has read what the barrier of an entry, 0 for none, speaks of.
+  static __device__ __forceinline__ void Release(uint32_t barrier, int lane) {
+    if constexpr (Policy::kIsXRegister) __syncwarp();
+    if (barrier != 0) ArriveAsWarp(barrier, lane);
+  }
+
   // Writes the sums, rounded, into the worker's room: for each column 128 samples x B, or, where
   // samples are contiguous, twice B x 64; rows swizzled as the copy engine expects.
   __device__ __forceinline__ void Stage(uint32_t room) const {
@@ -253,14 +259,14 @@ struct WideWorker {
             const uint32_t full = block.Full(number);
             const bool is_here = __all_sync(~0u, TestBarrier(full, block.Parity(number)));
             WaitForWgmma<0>();
-            if (held != 0 && lane == 0) Arrive(held);
+            Release(held, lane);
             if (!is_here) WaitBarrier(full, block.Parity(number));
             Multiply(visit);
             held = full + block.kFullToEmpty;
           }
         }
         WaitForWgmma<0>();
-        if (held != 0 && lane == 0) Arrive(held);
+        Release(held, lane);
         Fence();
         const uint32_t number = first + num_loads + worker;
         WaitBarrier(block.Full(number), block.Parity(number));
@@ -283,14 +289,14 @@ __global__ void __launch_bounds__(Policy::kThreads, 1)
   extern __shared__ __align__(1024) unsigned char smem[];
   const WideBlock<Policy> block = {p, Opaque(SharedAddress(smem))};
   const int warp = __shfl_sync(~0u, threadIdx.x / kWarpSize, 0);
-  if (threadIdx.x == 0) {
-#pragma unroll 1
-    for (int i = 0; i < kWideBarriers; ++i) {
-      InitBarrier(block.Full(i), 1);
-      InitBarrier(block.Empty(i), 4 * Policy::kWorkers);
-    }
-    for (int i = 0; i < Policy::kWorkers; ++i) InitBarrier(block.Staged(i), 4);
+  if (threadIdx.x < kWideBarriers) {
+    const int i = threadIdx.x;
+    InitBarrier(block.Full(i), 1);
+    InitBarrier(block.Empty(i), WideBlock<Policy>::kReleases * Policy::kWorkers);
+    if (i < Policy::kWorkers) InitBarrier(block.Staged(i), 4);
     FenceBarrierInit();
+  } else if (threadIdx.x == kWideBarriers) {
+    for (const CUtensorMap* map : {&p.x, &p.x_pair, &p.w, &p.y}) PrefetchTensorMap(map);
   }
   __syncthreads();
   LetNextKernelStart();

@@ -37,14 +37,17 @@ struct WideParams {
 
 // Whether the wide kernel is there for these arguments, and the minibatch long enough for it: sm_90
 // (Hopper) and no other; fp16 or bf16; B = 32, 64 or 128; x, w and y aligned to 16 bytes, and rows
-// of x and y too (feature_axis 0: N a multiple of 8); the layout has the table; and tiles have
-// kMinWideRows samples when every multiprocessor has one, since a tile takes as long with fewer.
+// of x and y too (feature_axis 0: N a multiple of 8); the layout has the table; and every
+// multiprocessor gets so many samples that streaming W and x (matmul_stream.h) would take longer.
 bool WideServes(const MatmulArgs& args);
 // W in the order of the table for B = 32, and what gates make of W and the table.
 Status WideWorkspaceBytes(const MatmulArgs& args, int64_t* bytes);
 Status MatmulWide(const MatmulArgs& args, Stream stream);
 
-constexpr int kMinWideRows = 64;
+constexpr int64_t kMinWideBatch = 129;
+// Samples of a multiprocessor, if each computes one group of columns. Measured on an H200 at 5 to
+// 50 %.
+constexpr int64_t MinWideRows(int block_size) { return block_size == 32 ? 47 : 23; }
 
 // Divides the result over the thread blocks: waves of groups, and strips of the minibatch that all
 // groups walk at the same time, so that x comes from device memory about once. Reads num_groups and

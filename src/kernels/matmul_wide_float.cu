@@ -71,9 +71,9 @@ bool WideFloatServes(const MatmulArgs& args) {
   const int size = args.layout.block_size;
   const int64_t kMaxSize = std::numeric_limits<int32_t>::max();
   WideFloatParams params = {};
-  int64_t num_thread_blocks = 0;
+  int num_sms = 0;
   if (args.dtype != DType::kFloat32 || (size != 32 && size != 64 && size != 128)) return false;
-  if (args.batch < kMinWideRows || args.batch > kMaxSize / 2 || NumInputs(args) > kMaxSize ||
+  if (args.batch < kMinWideFloatRows || args.batch > kMaxSize / 2 || NumInputs(args) > kMaxSize ||
       NumOutputs(args) > kMaxSize || args.layout.num_blocks > kMaxSize / size / 4)
     return false;
   if ((args.feature_axis == 0 && args.batch % 4 != 0) || !IsVectorAligned(args.x) ||
@@ -83,8 +83,8 @@ bool WideFloatServes(const MatmulArgs& args) {
       !(args.allow_tf32 ? WideFloatKernels<false>::AreCompiled()
                         : WideFloatKernels<true>::AreCompiled()))
     return false;
-  return ChooseGrid(args, &params.wide, &num_thread_blocks).ok() &&
-         params.wide.tile_rows >= kMinWideRows;
+  return CountSms(&num_sms).ok() &&
+         args.batch * params.wide.num_groups >= kMinWideFloatRows * num_sms;
 }
 
 Status WideFloatWorkspaceBytes(const MatmulArgs& args, int64_t* bytes) {

@@ -219,8 +219,10 @@ struct WideFloatWorker {
     }
   }
 
-  __device__ __forceinline__ void Release(uint32_t held) const {
-    if (held != 0 && threadIdx.x % kWarpSize == 0) Arrive(held);
+  // The warp has read what the barrier of an entry, 0 for none, speaks of.
+  static __device__ __forceinline__ void Release(uint32_t barrier) {
+    __syncwarp();
+    if (barrier != 0) ArriveAsWarp(barrier, threadIdx.x % kWarpSize);
   }
 
   __device__ __forceinline__ void Run() {
@@ -293,13 +295,13 @@ __global__ void __launch_bounds__(Policy::kThreads, 1)
   extern __shared__ __align__(1024) unsigned char smem[];
   const WideBlock<Policy> block = {p.wide, Opaque(SharedAddress(smem))};
   const int warp = __shfl_sync(~0u, threadIdx.x / kWarpSize, 0);
-  if (threadIdx.x == 0) {
-#pragma unroll 1
-    for (int i = 0; i < kWideBarriers; ++i) {
-      InitBarrier(block.Full(i), 1);
-      InitBarrier(block.Empty(i), 4 * Policy::kWorkers);
-    }
+  if (threadIdx.x < kWideBarriers) {
+    const int i = threadIdx.x;
+    InitBarrier(block.Full(i), 1);
+    InitBarrier(block.Empty(i), WideBlock<Policy>::kReleases * Policy::kWorkers);
     FenceBarrierInit();
+  } else if (threadIdx.x == kWideBarriers) {
+    PrefetchTensorMap(&p.wide.x);
   }
   __syncthreads();
   LetNextKernelStart();

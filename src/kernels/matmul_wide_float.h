@@ -30,12 +30,15 @@ struct WideFloatParams {
 
 // Whether the kernel is there for these arguments, and the minibatch long enough for it: sm_90
 // (Hopper) and no other; float32; B = 32, 64 or 128; x, w and y aligned to 16 bytes, and rows of x
-// too (feature_axis 0: N a multiple of 4); the layout has the table; and tiles have kMinWideRows
-// samples when every multiprocessor has one.
+// too (feature_axis 0: N a multiple of 4); the layout has the table; and every multiprocessor gets
+// kMinWideFloatRows samples.
 bool WideFloatServes(const MatmulArgs& args);
 // W in the order of the table, and the table as gates leave it.
 Status WideFloatWorkspaceBytes(const MatmulArgs& args, int64_t* bytes);
 Status MatmulWideFloat(const MatmulArgs& args, Stream stream);
+
+// If each multiprocessor computes one group of columns.
+constexpr int64_t kMinWideFloatRows = 64;
 
 // The kernel's instances, one .cu file for each arithmetic.
 template <bool kIsSplit>

@@ -22,6 +22,7 @@ struct WideBlock {
   __device__ __forceinline__ uint32_t Full(uint32_t number) const {
     return ring + Policy::kBarriers + 8 * (number % kWideBarriers);
   }
+  static constexpr int kReleases = 4 * kWarpArrivals;  // of an entry by a worker
   static constexpr uint32_t kFullToEmpty = 8 * kWideBarriers;
   __device__ __forceinline__ uint32_t Empty(uint32_t number) const {
     return Full(number) + kFullToEmpty;
@@ -145,12 +146,6 @@ __device__ __forceinline__ void LoadEntry(const WideBlock<Policy>& block, const 
   const uint32_t w = x + parts.x_bytes;
   const int num_panels = block.NumPanels(row);
   if (lane == 0) {
-    // Those that need nothing of this entry have released it before it comes.
-    int num_idle = 0;
-#pragma unroll
-    for (int i = 0; i < Policy::kWorkers; ++i)
-      num_idle += Parts::Share(parts.columns | parts.pair_columns, i) == 0;
-    if (num_idle > 0 && !is_checkpoint) Arrive(block.Empty(number), 4 * num_idle);
     if (parts.num_blocks == 0) {
       Arrive(full);
     } else {
@@ -172,7 +167,16 @@ __device__ __forceinline__ void LoadEntry(const WideBlock<Policy>& block, const 
                   parts.num_blocks * Policy::kBlockBytes, full);
       }
     }
+    // Those that need nothing of this entry release it here.
+    int num_idle = 0;
+#pragma unroll
+    for (int i = 0; i < Policy::kWorkers; ++i)
+      num_idle += Parts::Share(parts.columns | parts.pair_columns, i) == 0;
+    if (num_idle > 0 && !is_checkpoint)
+      Arrive(block.Empty(number), WideBlock<Policy>::kReleases * num_idle);
   }
+  // Nobody else need look at this phase.
+  if (parts.num_blocks == 0) WaitBarrier(full, block.Parity(number));
   __syncwarp();
   if constexpr (!Policy::kIsPacked) {
     if (lane < parts.num_blocks) {
@@ -207,13 +211,16 @@ __device__ __forceinline__ void Feed(const WideBlock<Policy>& block, int feeder)
         for (int i = begin % Policy::kFeeders; i < end; i += Policy::kFeeders) {
           const WideEntry entry = {Broadcast(mine.low, i), Broadcast(mine.high, i)};
           const uint32_t number = first + base + i;
-          const int distance = min(max(entry.Distance(), 1), kWideReach);
+          // Rooms never wait for each other: they are all given back when the last one is full.
+          const bool is_room = base + i >= entries.num_loads;
+          const int distance =
+              min(max(entry.Distance(), is_room ? Policy::kWorkers : 1), kWideReach);
           // The list was planned for itself repeated; another group's must have left the ring.
           const uint32_t needed =
               number - group_first < distance ? group_first : number - distance + 1;
           for (; static_cast<int>(needed - released) > 0; ++released)
             WaitBarrier(block.Empty(released), block.Parity(released));
-          if (base + i < entries.num_loads) {
+          if (!is_room) {
             LoadEntry(block, entry, number, block.IsCheckpoint(base + i, entries.num_loads), row);
           } else if (threadIdx.x % kWarpSize == 0) {
             Arrive(block.Full(number));  // room for results
@@ -261,11 +268,14 @@ __device__ __forceinline__ void StoreResults(const WideBlock<Policy>& block) {
         // The worker before has been read meanwhile.
         if (i > 0) WaitForTileReads<1>();
         __syncwarp();
-        if (i > 0 && lane == 0) Arrive(block.Empty(rooms + i - 1), 4 * Policy::kWorkers);
+        if (i > 0 && lane == 0)
+          Arrive(block.Empty(rooms + i - 1), WideBlock<Policy>::kReleases * Policy::kWorkers);
       }
       WaitForTileReads<0>();
       __syncwarp();
-      if (lane == 0) Arrive(block.Empty(rooms + Policy::kWorkers - 1), 4 * Policy::kWorkers);
+      if (lane == 0)
+        Arrive(block.Empty(rooms + Policy::kWorkers - 1),
+               WideBlock<Policy>::kReleases * Policy::kWorkers);
       first += entries.count;
       parity ^= 1;
     }

@@ -82,6 +82,18 @@ __device__ __forceinline__ void WaitBarrier(uint32_t barrier, uint32_t parity) {
       : "memory");
 }
 
+// A warp's arrival after its lanes have read shared memory together. compute-sanitizer's racecheck
+// follows lanes and takes no notice of that: for a build that it shall check, BLOCKSPARSE_RACECHECK
+// has every lane arrive.
+#ifdef BLOCKSPARSE_RACECHECK
+constexpr int kWarpArrivals = kWarpSize;
+#else
+constexpr int kWarpArrivals = 1;
+#endif
+__device__ __forceinline__ void ArriveAsWarp(uint32_t barrier, int lane) {
+  if (kWarpArrivals > 1 || lane == 0) Arrive(barrier);
+}
+
 // Barrier `id` (1 to 15) of kThreads threads of the thread block, a whole number of warps.
 template <int kThreads>
 __device__ __forceinline__ void SyncThreads(int id) {

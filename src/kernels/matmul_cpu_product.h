@@ -1,0 +1,312 @@
+// The jobs of y = x W, included like common/simd_words.h after the vectors of a level.
+#ifndef BLOCKSPARSE_KERNELS_MATMUL_CPU_PRODUCT_H_
+#define BLOCKSPARSE_KERNELS_MATMUL_CPU_PRODUCT_H_
+
+#include <type_traits>
+
+#include "src/kernels/matmul_cpu_kernels.h"
+#include "src/kernels/matmul_cpu_pack.h"
+
+namespace blocksparse {
+namespace {
+
+// The vectors that a slice's outputs fill, at most kMostVecs.
+inline int MostRows(int width) { return width <= kLanes ? RowsFor(1) : RowsFor(kMostVecs); }
+
+template <typename T>
+inline void StoreSome(T* to, Words values, int64_t count) {
+  if (count >= kWords) return Store8(to, values);
+  T copy[kWords];
+  Store8(copy, values);
+  for (int64_t i = 0; i < count; ++i) to[i] = copy[i];
+}
+
+// A slice of the result whose weights are at hand: packed, or in place in w.
+struct Slice {
+  int64_t first_output;
+  const ProductStep* steps;
+  int64_t num_steps;
+  bool is_in_place;
+};
+
+constexpr int kMostSlices = 64;  // whose weights are kept at a time
+
+// Samples up to which weights stay in place.
+constexpr int64_t kFewForLanes = 128;
+constexpr int64_t kFewForPairs = 28;
+constexpr int64_t kFewForRows = 64;
+
+template <typename T>
+class Product {
+ public:
+  Product(const ProductJob& job, const ProductScratch& scratch)
+      : job_(job),
+        scratch_(scratch),
+        width_(job.block_size < kSliceWidth ? job.block_size : kSliceWidth),
+        depth_(job.has_pairs ? job.block_size / 2 : job.block_size) {}
+
+  void Run(const ProductRange& range) {
+    const int64_t samples = range.last_sample - range.first_sample;
+    for (int64_t index = range.begin; index < range.end;) {
+      num_slices_ = 0;
+      num_words_ = 0;
+      num_steps_ = 0;
+      do {
+        AddSlice(index++, samples);
+      } while (index < range.end && HasRoomFor(index));
+      for (int i = 0; i < kStepsAhead; ++i)
+        scratch_.steps[num_steps_ + i] = num_steps_ > 0 ? scratch_.steps[0] : ProductStep{};
+      if (job_.has_pairs) {
+        Multiply<PairMath>(range);
+      } else {
+        Multiply<FloatMath>(range);
+      }
+    }
+  }
+
+ private:
+  EntryRange EntriesOf(int64_t index) const {
+    return ColumnEntries(job_.direction, job_.num_blocks, index / (job_.block_size / width_));
+  }
+
+  bool HasRoomFor(int64_t index) const {
+    const EntryRange range = EntriesOf(index);
+    return num_slices_ < kMostSlices &&
+           num_words_ + SliceWords(job_, range.end - range.begin) <= scratch_.num_words &&
+           num_steps_ + range.end - range.begin + kStepsAhead <= scratch_.num_steps;
+  }
+
+  float GateOf(int64_t block) const { return job_.gate == nullptr ? 1.f : job_.gate[block]; }
+
+  void AddSlice(int64_t index, int64_t samples) {
+    const int64_t slices_of_block = job_.block_size / width_;
+    const int64_t first_output = index % slices_of_block * width_;
+    const EntryRange range = EntriesOf(index);
+    ProductStep* steps = scratch_.steps + num_steps_;
+    int64_t count = 0;
+    bool is_scaled = false;
+    for (int64_t e = range.begin; e < range.end; ++e) {
+      const LutEntry entry = job_.direction.entries[e];
+      if (!IsValid(entry, job_.direction.num_inputs, job_.num_blocks)) continue;
+      const float gate = GateOf(entry.block);
+      if (gate == 0.f) continue;
+      is_scaled = is_scaled || gate != 1.f;
+      // Until the weights are found, the step holds the block's number in place of x.
+      steps[count++] = {nullptr, e};
+    }
+    const bool is_in_place = CanUseInPlace(samples) && !is_scaled;
+    slices_[num_slices_++] = {index / slices_of_block * job_.block_size + first_output, steps,
+                              count, is_in_place};
+    for (int64_t s = 0; s < count; ++s) {
+      const LutEntry entry = job_.direction.entries[steps[s].x];
+      const T* block =
+          static_cast<const T*>(job_.w) + int64_t{entry.block} * job_.block_size * job_.block_size;
+      const T* outputs = block + first_output * (job_.is_dx ? job_.block_size : 1);
+      steps[s].x = entry.index * depth_ * (job_.has_sample_lanes ? kLanes : job_.panel);
+      if (is_in_place) {
+        steps[s].w = reinterpret_cast<const float*>(outputs);
+      } else {
+        float* w = scratch_.w + num_words_ + s * depth_ * (job_.has_sample_lanes ? kWords : width_);
+        PackWeights(outputs, GateOf(entry.block), count, w);
+        steps[s].w = w;
+      }
+    }
+    if (!is_in_place) num_words_ += SliceWords(job_, count);
+    num_steps_ += count;
+  }
+
+  // Whether the inner loop can read w itself, and that is better for as many samples: what lies
+  // packed is read faster, but packing takes time.
+  bool CanUseInPlace(int64_t samples) const {
+    if (job_.dtype != DType::kFloat32 && !job_.has_pairs) return false;
+    if (job_.has_sample_lanes)
+      return (job_.is_dx || !job_.has_pairs) &&
+             (job_.block_size == kWords || samples <= kFewForLanes);
+    if (job_.is_dx) return false;
+    if (job_.has_pairs) return samples <= kFewForPairs;
+    return job_.block_size == width_ || samples <= kFewForRows;
+  }
+
+  // width_ outputs of a block, the first of which is at `outputs`.
+  void PackWeights(const T* outputs, float gate, int64_t num_blocks, float* to) const {
+    const int64_t size = job_.block_size;
+    if (size == kWords && gate == 1.f && !(job_.is_dx && job_.has_pairs))
+      return PackSmallestBlock(outputs, to);
+    PackJob pack = {};
+    pack.dtype = job_.dtype;
+    pack.kind = !job_.has_pairs ? WordKind::kValue
+                : job_.is_dx    ? WordKind::kColumnPair
+                                : WordKind::kRowPair;
+    pack.is_transposed = job_.is_dx;
+    pack.from = outputs;
+    pack.row_stride = size;
+    pack.rows = job_.is_dx ? width_ : size;
+    pack.columns = job_.is_dx ? size : width_;
+    pack.to = to;
+    pack.wide = job_.has_sample_lanes ? 1 : width_ / kWords;
+    pack.strip_words = num_blocks * depth_ * kWords;
+    T scaled[kMaxBlockSize * kSliceWidth];
+    if (gate != 1.f) {
+      for (int64_t i = 0; i < pack.rows; ++i) {
+        for (int64_t j = 0; j < pack.columns; ++j)
+          scaled[i * pack.columns + j] =
+              FromFloat<T>(gate * ToFloat(static_cast<const T*>(pack.from)[i * size + j]));
+      }
+      pack.from = scaled;
+      pack.row_stride = pack.columns;
+    }
+    Pack(pack);
+  }
+
+  // 8 x 8, of which there are many.
+  void PackSmallestBlock(const T* from, float* to) const {
+#ifdef BLOCKSPARSE_PAIRS
+    if constexpr (std::is_same_v<T, BFloat16>) {
+      BLOCKSPARSE_UNROLL for (int i = 0; i < kWords; i += 2)
+          StoreWords(to + i / 2 * kWords, RowPairWords::Load(from + i * kWords, kWords));
+      return;
+    }
+#endif
+    Words tile[kWords];
+    BLOCKSPARSE_UNROLL for (int i = 0; i < kWords; ++i) tile[i] = Load8(from + i * kWords);
+    if (job_.is_dx) Transpose8(tile);
+    BLOCKSPARSE_UNROLL for (int i = 0; i < kWords; ++i) StoreWords(to + i * kWords, tile[i]);
+  }
+
+  template <class Math>
+  void Multiply(const ProductRange& range) {
+    if (job_.has_sample_lanes) {
+      for (int64_t n = range.first_sample; n < range.last_sample; n += kOuterLanes)
+        for (int i = 0; i < num_slices_; ++i)
+          MultiplyLanePanels<Math>(slices_[i], n, range.last_sample);
+      return;
+    }
+    if (width_ <= kLanes) {
+      MultiplyRows<Math, 1>(range);
+    } else {
+      MultiplyRows<Math, kMostVecs>(range);
+    }
+  }
+
+  // Features in lanes: a panel of samples takes all slices in turn.
+  template <class Math, int kVecs>
+  void MultiplyRows(const ProductRange& range) {
+    for (int64_t n = range.first_sample; n < range.last_sample; n += job_.panel) {
+      const int rows = static_cast<int>(Min(job_.panel, range.last_sample - n));
+      for (int i = 0; i < num_slices_; ++i) MultiplyRowPanel<Math, kVecs>(slices_[i], n, rows);
+    }
+  }
+
+  template <class Math, int kVecs>
+  void MultiplyRowPanel(const Slice& slice, int64_t n, int rows) {
+    T* y = OutputAt(n, slice.first_output);
+    for (int r = 0; r < rows; ++r)
+      for (int64_t j = 0; j < width_; j += kLineBytes / sizeof(T))
+        __builtin_prefetch(y + r * job_.y_stride + j, 1);
+    float buffer[kMostRows * kSliceWidth];
+    RowsTile tile = {};
+    tile.steps = slice.steps;
+    tile.num_steps = slice.num_steps;
+    tile.x = job_.x + n / job_.panel * job_.panel_words;
+    tile.x_stride = job_.panel * kWords;
+    tile.num_strips = depth_ / kWords;
+    tile.w_stride = slice.is_in_place ? job_.block_size : width_;
+    tile.to = buffer;
+    tile.to_stride = kSliceWidth;
+    if constexpr (sizeof(T) == sizeof(float)) {
+      tile.to = y;
+      tile.to_stride = job_.y_stride;
+    }
+    for (; tile.w_offset < width_; tile.w_offset += kVecs * kLanes, tile.to += kVecs * kLanes) {
+      if (Math::kIsPairs && slice.is_in_place) {
+        RunRows<Math, Math::kIsPairs, kVecs>(rows, tile);
+      } else {
+        RunRows<Math, false, kVecs>(rows, tile);
+      }
+    }
+    if constexpr (sizeof(T) != sizeof(float)) {
+      for (int r = 0; r < rows; ++r)
+        for (int j = 0; j < width_; j += kWords)
+          Store8(y + r * job_.y_stride + j, LoadWords(buffer + r * kSliceWidth + j));
+    }
+  }
+
+  // Samples in lanes.
+  template <class Math>
+  void MultiplyLanePanels(const Slice& slice, int64_t n, int64_t last_sample) {
+    const int64_t samples = Min(last_sample - n, kOuterLanes);
+    float buffer[kWords * kOuterLanes];
+    OuterTile tile = {};
+    tile.steps = slice.steps;
+    tile.num_steps = slice.num_steps;
+    tile.depth = depth_;
+    for (int v = 0; v < kOuterVecs; ++v)
+      tile.strips[v] = job_.x + (n / kLanes + v) * job_.panel_words;
+    for (int v = 0; v < kOuterVecs; ++v) tile.to[v] = buffer + v * kLanes;
+    tile.to_stride = kOuterLanes;
+    tile.w_row_stride = 1;
+    tile.w_depth_stride = kWords;
+    int64_t w_strip_words = slice.num_steps * depth_ * kWords;  // from eight outputs to the next
+    if (slice.is_in_place && job_.is_dx) {
+      tile.w_row_stride = depth_;
+      tile.w_depth_stride = 1;
+      w_strip_words = depth_ * kWords;
+    } else if (slice.is_in_place) {
+      tile.w_depth_stride = job_.block_size;
+      w_strip_words = kWords;
+    }
+    for (int64_t j = 0; j < width_; j += kWords, tile.w_offset += w_strip_words) {
+      // What will be written arrives meanwhile.
+      if (job_.feature_axis == 1)
+        for (int64_t i = 0; i < samples; ++i)
+          __builtin_prefetch(OutputAt(n + i, slice.first_output + j), 1);
+      RunOuter<Math>(tile, samples);
+      for (int64_t i = 0; i < samples; i += kWords)
+        StoreTile(buffer + i, slice.first_output + j, n + i, Min(samples - i, kWords));
+    }
+  }
+
+  // Eight outputs of up to eight samples.
+  void StoreTile(const float* from, int64_t output, int64_t n, int64_t samples) {
+    Words tile[kWords];
+    for (int i = 0; i < kWords; ++i) tile[i] = LoadWords(from + i * kOuterLanes);
+    if (job_.feature_axis == 0) {
+      T* y = static_cast<T*>(job_.y) + output * job_.y_stride + n;
+      for (int i = 0; i < kWords; ++i) StoreSome(y + i * job_.y_stride, tile[i], samples);
+    } else {
+      T* y = OutputAt(n, output);
+      Transpose8(tile);
+      for (int64_t i = 0; i < samples; ++i) Store8(y + i * job_.y_stride, tile[i]);
+    }
+  }
+
+  // With features last.
+  T* OutputAt(int64_t n, int64_t output) const {
+    return static_cast<T*>(job_.y) + n * job_.y_stride + output;
+  }
+
+  const ProductJob& job_;
+  const ProductScratch& scratch_;
+  const int width_;
+  const int depth_;  // words of a block along the sum
+  Slice slices_[kMostSlices];
+  int num_slices_;
+  int64_t num_words_;
+  int64_t num_steps_;
+};
+
+void RunProduct(const ProductJob& job, const ProductRange& range, const ProductScratch& scratch) {
+  switch (job.dtype) {
+    case DType::kFloat32:
+      return Product<float>(job, scratch).Run(range);
+    case DType::kFloat16:
+      return Product<Half>(job, scratch).Run(range);
+    case DType::kBFloat16:
+      return Product<BFloat16>(job, scratch).Run(range);
+  }
+}
+
+}  // namespace
+}  // namespace blocksparse
+
+#endif  // BLOCKSPARSE_KERNELS_MATMUL_CPU_PRODUCT_H_
