@@ -3,6 +3,7 @@
 from blocksparse._column_groups import natural_order
 from blocksparse._packed_table import packed_sections
 from blocksparse._region_dw_table import region_dw_sections
+from blocksparse._wide_float_table import wide_float_sections
 from blocksparse._wide_table import wide_sections
 
 
@@ -27,4 +28,9 @@ def gpu_sections(layout):
       dict: a name in `layout.GPU_SECTIONS` -> (int64 vector, integers that the host needs to launch
       the kernel).
     """
-    return wide_sections(layout) | packed_sections(layout) | region_dw_sections(layout)
+    return (
+        wide_sections(layout)
+        | wide_float_sections(layout)
+        | packed_sections(layout)
+        | region_dw_sections(layout)
+    )

@@ -61,7 +61,7 @@ def _table(numbers, size):
     rooms = counts[:, None] + np.arange(num_workers)
     grid[np.arange(len(columns))[:, None], rooms] = ROWS // size * num_columns // num_workers
     counts += num_workers
-    positions, distances = _place(grid, counts, RING_BYTES // (size * size * 2))
+    positions, distances = place(grid, counts, RING_BYTES // (size * size * 2))
 
     low = np.zeros(grid.shape, np.int64)
     low[group, index] = slice_ | (second != 0) << 28 | first << 32 | second << 44
@@ -100,7 +100,7 @@ def _pairs(bits):
     return group, 2 * pair + (even == 0), np.where(even, even, odd), np.where(even, odd, 0)
 
 
-def _place(sizes, counts, capacity):
+def place(sizes, counts, capacity):
     """Where in the ring each entry of each group lies, and how far back the last one is that was
     there.
 

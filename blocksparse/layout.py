@@ -43,6 +43,8 @@ GPU_SECTIONS = (
     "packed_dx",
     "dw_regions_0",
     "dw_regions_1",
+    "wide_float_fprop",
+    "wide_float_dx",
 )
 DW_TILE_ROWS = 128
 

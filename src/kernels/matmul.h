@@ -38,8 +38,10 @@ struct MatmulArgs {
   DType dtype;       // T
   int feature_axis;  // 0 or 1
   bool is_dx;
-  bool allow_tf32;  // float32 on a GPU: round inputs to TensorFloat-32 and use tensor cores
-  int64_t batch;    // N
+  // float32 on a GPU: round inputs to TensorFloat-32. Otherwise products are as accurate as those
+  // of float32; where tensor cores make them, matmul_wide_float.h says what differs.
+  bool allow_tf32;
+  int64_t batch;  // N
   Layout layout;
   const void* x;
   const void* w;

@@ -8,6 +8,7 @@
 #include "src/kernels/matmul_region_dw.h"
 #include "src/kernels/matmul_stream.h"
 #include "src/kernels/matmul_wide.h"
+#include "src/kernels/matmul_wide_float.h"
 
 namespace blocksparse {
 namespace {
@@ -98,6 +99,7 @@ bool StreamServes(const MatmulArgs& args) {
 Status MatmulGpu(const MatmulArgs& args, Stream stream) {
   if (PackedServes(args)) return MatmulPacked(args, stream);
   if (WideServes(args)) return MatmulWide(args, stream);
+  if (WideFloatServes(args)) return MatmulWideFloat(args, stream);
   return WithMath(args.dtype, args.allow_tf32, [&](auto kernels) {
     using Kernels = decltype(kernels);
     if (StreamServes(args)) return MatmulStreamFor<typename Kernels::Math>(args, stream);
@@ -108,6 +110,7 @@ Status MatmulGpu(const MatmulArgs& args, Stream stream) {
 Status MatmulWorkspaceBytes(const MatmulArgs& args, int64_t* bytes) {
   if (PackedServes(args)) return PackedWorkspaceBytes(args, bytes);
   if (WideServes(args)) return WideWorkspaceBytes(args, bytes);
+  if (WideFloatServes(args)) return WideFloatWorkspaceBytes(args, bytes);
   *bytes = StreamServes(args) ? StreamWorkspaceBytes(args) : 0;
   return Status();
 }

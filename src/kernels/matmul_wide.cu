@@ -53,37 +53,6 @@ bool ReadTable(const MatmulArgs& args, WideParams* params, int* num_workers) {
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Divides the result over the thread blocks: waves of groups, and strips of the minibatch that all
-// groups walk at the same time, so that x comes from device memory about once.
-void ChooseGrid(int feature_axis, int num_sms, WideParams* params, int64_t* num_thread_blocks) {
-  const int64_t batch = params->batch;
-  int64_t least = std::numeric_limits<int64_t>::max();
-  for (int waves = 1; waves <= params->num_groups; ++waves) {
-    const int lanes = static_cast<int>(CeilDiv(params->num_groups, waves));
-    if (lanes > num_sms) continue;
-    const int64_t strips = num_sms / lanes;
-    int64_t tiles = CeilDiv(batch, strips * kWideRows);
-    int64_t tile_rows = kWideRows;
-    int64_t strip_rows;
-    if (feature_axis == 1) {
-      tile_rows = CeilDiv(batch, strips * tiles);
-      strip_rows = tile_rows * tiles;
-    } else {
-      strip_rows = 64 * CeilDiv(CeilDiv(batch, 64), strips);
-      tiles = CeilDiv(strip_rows, kWideRows);
-    }
-    // What a tile costs beside its samples, W above all, is about 64 of them.
-    const int64_t cost = waves * (strip_rows + 64 * tiles);
-    if (cost >= least) continue;
-    least = cost;
-    params->group_lanes = lanes;
-    params->panel_rows = feature_axis == 1 ? static_cast<int>(tile_rows) : 64;
-    params->tile_rows = static_cast<int>(tile_rows);
-    params->strip_rows = static_cast<int>(strip_rows);
-    *num_thread_blocks = lanes * CeilDiv(batch, strip_rows);
-  }
-}
-
 Status EncodeMaps(const MatmulArgs& args, const void* w, WideParams* params) {
   const int block_size = args.layout.block_size;
   const int block = KernelBlock(args);
@@ -128,6 +97,35 @@ bool AreCompiled(const MatmulArgs& args) {
 
 }  // namespace
 
+void ChooseWideGrid(int feature_axis, int num_sms, WideParams* params, int64_t* num_thread_blocks) {
+  const int64_t batch = params->batch;
+  int64_t least = std::numeric_limits<int64_t>::max();
+  for (int waves = 1; waves <= params->num_groups; ++waves) {
+    const int lanes = static_cast<int>(CeilDiv(params->num_groups, waves));
+    if (lanes > num_sms) continue;
+    const int64_t strips = num_sms / lanes;
+    int64_t tiles = CeilDiv(batch, strips * kWideRows);
+    int64_t tile_rows = kWideRows;
+    int64_t strip_rows;
+    if (feature_axis == 1) {
+      tile_rows = CeilDiv(batch, strips * tiles);
+      strip_rows = tile_rows * tiles;
+    } else {
+      strip_rows = 64 * CeilDiv(CeilDiv(batch, 64), strips);
+      tiles = CeilDiv(strip_rows, kWideRows);
+    }
+    // What a tile costs beside its samples, W above all, is about 64 of them.
+    const int64_t cost = waves * (strip_rows + 64 * tiles);
+    if (cost >= least) continue;
+    least = cost;
+    params->group_lanes = lanes;
+    params->panel_rows = feature_axis == 1 ? static_cast<int>(tile_rows) : 64;
+    params->tile_rows = static_cast<int>(tile_rows);
+    params->strip_rows = static_cast<int>(strip_rows);
+    *num_thread_blocks = lanes * CeilDiv(batch, strip_rows);
+  }
+}
+
 bool WideServes(const MatmulArgs& args) {
   const int size = args.layout.block_size;
   const int64_t kMaxSize = std::numeric_limits<int32_t>::max();
@@ -165,7 +163,7 @@ Status MatmulWide(const MatmulArgs& args, Stream stream) {
   int num_sms = 0;
   BLOCKSPARSE_RETURN_IF_ERROR(CountSms(&num_sms));
   int64_t num_thread_blocks = 0;
-  ChooseGrid(args.feature_axis, num_sms, &params, &num_thread_blocks);
+  ChooseWideGrid(args.feature_axis, num_sms, &params, &num_thread_blocks);
   const void* w = args.w;
   BLOCKSPARSE_RETURN_IF_ERROR(PackWide(args, stream, &params, &w));
   BLOCKSPARSE_RETURN_IF_ERROR(EncodeMaps(args, w, &params));

@@ -49,6 +49,11 @@ constexpr int64_t kMinWideBatch = 129;
 // 50 %.
 constexpr int64_t MinWideRows(int block_size) { return block_size == 32 ? 47 : 23; }
 
+// Divides the result over the thread blocks: waves of groups, and strips of the minibatch that all
+// groups walk at the same time, so that x comes from device memory about once. Reads num_groups and
+// batch.
+void ChooseWideGrid(int feature_axis, int num_sms, WideParams* params, int64_t* num_thread_blocks);
+
 // The kernel's instances, one .cu file for each type and block size.
 template <typename T, int kBlockSize>
 struct WideKernels {

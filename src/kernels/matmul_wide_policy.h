@@ -66,6 +66,7 @@ struct WidePolicy {
 
   static constexpr int kGroup = kWideFeatures / kBlockSize;
   static constexpr int kWorkers = kIsXRegister ? 2 : 3;  // warpgroups that multiply
+  static constexpr bool kDividesSamples = false;         // workers divide columns, not samples
   static constexpr int kColumns = kGroup / kWorkers;     // of a worker
   static constexpr bool kHasPairs = kBlockSize == 32;
   // W is copied into the order of the entries first, where its blocks are too small for the copy
@@ -78,17 +79,20 @@ struct WidePolicy {
   static constexpr int kN = kAreSamplesColumns ? kWideRows : kBlockSize;
   static constexpr int kTiles = kAreSamplesColumns ? 1 : kWideRows / 64;
 
-  static constexpr int kFeeders = 3;  // warps that load, beside one that stores
+  static constexpr int kFeeders = 3;       // warps that load, beside one that stores
+  static constexpr int kRooms = kWorkers;  // entries of a group that are room for results
   static constexpr int kThreads = (kWorkers + 1) * 128;
   // setmaxnreg: together what the launch gives.
   static constexpr int kWorkerRegisters = kWorkers == 3 ? 160 : 240;
   static constexpr int kFeederRegisters = kWorkers == 3 ? 32 : 24;
 
+  static constexpr int kElementBytes = 2;
   static constexpr int kBlockBytes = kBlockSize * kBlockSize * 2;  // a granule
   static constexpr int kSliceBytes = kWideRows * kBlockSize * 2;
   static constexpr int kRoomBytes = kWideRows * kColumns * kBlockSize * 2;
-  // Copies that bring a slice: where samples are contiguous, one brings 64.
-  static constexpr int kPanels = kFeatureAxis == 1 ? 1 : kWideRows / 64;
+  // Copies that bring a slice: where samples are contiguous, one brings kPanelSamples.
+  static constexpr int kPanelSamples = 64;
+  static constexpr int kPanels = kFeatureAxis == 1 ? 1 : kWideRows / kPanelSamples;
   static constexpr int kBarriers = kWideRingBytes;  // they lie behind the ring
   static constexpr int kSmemBytes = kBarriers + 8 * (2 * kWideBarriers + kWorkers);
 

@@ -34,7 +34,8 @@ struct WideBlock {
     return ring + Policy::kBarriers + 8 * (2 * kWideBarriers + worker);
   }
 
-  // A group's entries; none where the table is damaged. The workers' rooms come after the loads.
+  // A group's entries; none where the table is damaged. Rooms for results, if any, come after the
+  // loads.
   struct Entries {
     const WideEntry* data;
     int count;
@@ -43,9 +44,9 @@ struct WideBlock {
   __device__ __forceinline__ Entries EntriesOf(int group) const {
     const int64_t begin = p.ptr[group];
     const int64_t end = p.ptr[group + 1];
-    const bool is_sound = begin >= 0 && end <= p.num_entries && end - begin >= Policy::kWorkers;
+    const bool is_sound = begin >= 0 && end <= p.num_entries && end - begin >= Policy::kRooms;
     const int count = is_sound ? static_cast<int>(end - begin) : 0;
-    return {p.entries + (is_sound ? begin : 0), count, count - Policy::kWorkers};
+    return {p.entries + (is_sound ? begin : 0), count, is_sound ? count - Policy::kRooms : 0};
   }
 
   __device__ __forceinline__ int FirstGroup() const { return blockIdx.x % p.group_lanes; }
@@ -58,7 +59,10 @@ struct WideBlock {
   // Panels of the tile at `row`. Where samples are contiguous, those beyond the strip are left out;
   // elsewhere strips are whole tiles.
   __device__ __forceinline__ int NumPanels(int row) const {
-    return Policy::kFeatureAxis == 1 ? 1 : min(Policy::kPanels, (EndRow() - row + 63) / 64);
+    constexpr int kSamples = Policy::kPanelSamples;
+    return Policy::kFeatureAxis == 1
+               ? 1
+               : min(Policy::kPanels, (EndRow() - row + kSamples - 1) / kSamples);
   }
 
   // Where in the ring something of so many bytes lies, in bytes from its start; anywhere that fits
@@ -92,9 +96,13 @@ struct WideParts {
     x_bytes = Policy::kSliceBytes * (is_pair ? 2 : 1);
     place = WideBlock<Policy>::Place(entry, x_bytes + num_blocks * Policy::kBlockBytes);
   }
-  // A worker's columns, as bits 0, ...
+  // A worker's columns, as bits 0, ...; workers that divide the samples have all.
   static __device__ __forceinline__ uint32_t Share(uint32_t columns, int worker) {
-    return columns >> worker * Policy::kColumns & ((1u << Policy::kColumns) - 1);
+    if constexpr (Policy::kDividesSamples) {
+      return columns;
+    } else {
+      return columns >> worker * Policy::kColumns & ((1u << Policy::kColumns) - 1);
+    }
   }
 };
 
@@ -141,7 +149,7 @@ __device__ __forceinline__ void LoadEntry(const WideBlock<Policy>& block, const 
     if (parts.num_blocks == 0) {
       Arrive(full);
     } else {
-      const int x_bytes = num_panels * p.panel_rows * Policy::kBlockSize * 2;
+      const int x_bytes = num_panels * p.panel_rows * Policy::kBlockSize * Policy::kElementBytes;
       ArriveExpecting(full,
                       x_bytes * (parts.is_pair ? 2 : 1) + parts.num_blocks * Policy::kBlockBytes);
       const CUtensorMap* map = parts.is_pair ? &p.x_pair : &p.x;
@@ -150,7 +158,8 @@ __device__ __forceinline__ void LoadEntry(const WideBlock<Policy>& block, const 
         LoadTile(x, map, feature, row, full);
       } else {
         for (int i = 0; i < num_panels; ++i)
-          LoadTile(x + i * (parts.x_bytes / Policy::kPanels), map, row + 64 * i, feature, full);
+          LoadTile(x + i * (parts.x_bytes / Policy::kPanels), map, row + Policy::kPanelSamples * i,
+                   feature, full);
       }
       if constexpr (Policy::kIsPacked) {
         const uint64_t first = entry.high <= p.num_ids ? entry.high : 0;

@@ -301,6 +301,29 @@ struct Wgmma;
 BLOCKSPARSE_DEFINE_WGMMAS(__half, "f16")
 BLOCKSPARSE_DEFINE_WGMMAS(__nv_bfloat16, "bf16")
 
+// The two products of float32 kernels, 32 columns wide, B kDepth-contiguous. D[64, 32] += A[64, 8]
+// B[8, 32] of TensorFloat-32, whose low 13 bits are ignored; lane 4 g + t of warp w holds
+// A[16 w + g + 8 h][t + 4 i] in a[h + 2 i].
+__device__ __forceinline__ void MultiplyTf32(float (&d)[16], const uint32_t (&a)[4], uint64_t b) {
+  asm volatile(
+      "{ .reg .pred p; setp.ne.b32 p, 1, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n32k8.f32.tf32.tf32 {" BLOCKSPARSE_NAMES_16
+      "}, {%16,%17,%18,%19}, %20, p, 1, 1; }\n"
+      : BLOCKSPARSE_SUMS_16(d, 0)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+// D[64, 32] = A[64, 16] B[16, 32] of fp16.
+__device__ __forceinline__ void StartProduct(float (&d)[16], const uint32_t (&a)[4], uint64_t b) {
+  asm volatile(
+      "{ .reg .pred p; setp.ne.b32 p, 0, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n32k16.f32.f16.f16 {" BLOCKSPARSE_NAMES_16
+      "}, {%16,%17,%18,%19}, %20, p, 1, 1, 0; }\n"
+      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3]), "=f"(d[4]), "=f"(d[5]), "=f"(d[6]),
+        "=f"(d[7]), "=f"(d[8]), "=f"(d[9]), "=f"(d[10]), "=f"(d[11]), "=f"(d[12]), "=f"(d[13]),
+        "=f"(d[14]), "=f"(d[15])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+
 #undef BLOCKSPARSE_COMMA
 #undef BLOCKSPARSE_DEFINE_WGMMAS
 #undef BLOCKSPARSE_DEFINE_WGMMA

@@ -67,6 +67,8 @@ enum Section : int32_t {
   kSectionPackedDx,
   kSectionDwRegions0,
   kSectionDwRegions1,
+  kSectionWideFloatFprop,
+  kSectionWideFloatDx,
   kNumSections,
 };
 

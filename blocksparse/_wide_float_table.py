@@ -1,0 +1,66 @@
+"""The wide float32 kernel's tables: see `src/kernels/matmul_wide_float_policy.h`, which documents
+every word.
+
+Only numpy here.
+"""
+
+import numpy as np
+
+from blocksparse._column_groups import column_groups
+from blocksparse._wide_table import BLOCK_SIZES, MAX_SLICES, RING_BYTES, ROWS, place
+
+BLOCK = 32  # that the kernel knows; larger ones are cut
+GROUP = 11  # block columns
+GRANULE_BYTES = BLOCK * BLOCK * 4
+
+
+def wide_float_sections(layout):
+    """The sections `wide_float_fprop` and `wide_float_dx`; {} for a layout that the kernel does not
+    serve.
+    """
+    size = layout.block_size
+    if size not in BLOCK_SIZES or max(layout.mask.shape) * size // BLOCK > MAX_SLICES:
+        return {}
+    numbers = np.full(layout.mask.shape, -1, np.int64)
+    numbers[tuple(layout.coordinates.T)] = np.arange(layout.num_blocks)
+    while size > BLOCK:
+        numbers = _cut(numbers)
+        size //= 2
+    return {"wide_float_fprop": _table(numbers), "wide_float_dx": _table(numbers.T)}
+
+
+def _cut(numbers):
+    """The four parts of each block in its place: 4 block + 2 (lower half) + (right half)."""
+    parts = np.tile(np.arange(4).reshape(2, 2), numbers.shape)
+    cut = np.repeat(np.repeat(numbers * 4, 2, axis=0), 2, axis=1) + parts
+    return np.where(cut < 0, -1, cut)
+
+
+def _table(numbers):
+    """(vector, parameters) for blocks numbered `numbers`[inputs, outputs], -1 where none is."""
+    mask = numbers >= 0
+    num_groups = -(-mask.shape[1] // GROUP)
+    columns = column_groups(mask, GROUP, ROWS / BLOCK, num_groups, power=32)
+
+    # bits[group, slice]: which of the group's columns need the slice.
+    by_column = np.concatenate([mask.T, np.zeros((1, mask.shape[0]), bool)])  # column -1
+    bits = np.zeros((len(columns), mask.shape[0]), np.int64)
+    for j in range(GROUP):
+        bits |= by_column[columns[:, j]].astype(np.int64) << j
+    group, slice_ = np.nonzero(bits)
+    needed = bits[group, slice_]
+    num_blocks = np.bitwise_count(needed).astype(np.int64)
+
+    counts = np.bincount(group, minlength=len(columns))
+    index = np.arange(len(group)) - np.repeat(np.cumsum(counts) - counts, counts)
+    sizes = np.zeros((len(columns), counts.max()), np.int64)  # in granules, of which a block is one
+    sizes[group, index] = ROWS // BLOCK + num_blocks
+    positions, distances = place(sizes, counts, RING_BYTES // GRANULE_BYTES)
+
+    low = slice_ | positions[group, index] << 16 | distances[group, index] << 23 | needed << 32
+    entries = np.stack([low, np.cumsum(num_blocks) - num_blocks], axis=1)
+    entry, bit = np.nonzero(needed[:, None] >> np.arange(GROUP) & 1)
+    ids = numbers[slice_[entry], columns[group[entry], bit]]
+    ptr = np.concatenate([[0], np.cumsum(counts)])
+    vector = np.concatenate([ptr, columns.ravel(), entries.ravel(), ids])
+    return vector, (len(columns), len(entries), GROUP)

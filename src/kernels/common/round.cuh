@@ -1,0 +1,27 @@
+// Roundings of float32 that CUDA's headers lack.
+#ifndef BLOCKSPARSE_KERNELS_COMMON_ROUND_CUH_
+#define BLOCKSPARSE_KERNELS_COMMON_ROUND_CUH_
+
+#include <cstdint>
+
+namespace blocksparse {
+
+// The bits of the nearest TensorFloat-32. Without it the tensor cores truncate, which doubles the
+// error and biases sums.
+__device__ __forceinline__ uint32_t RoundToTf32(float v) {
+  uint32_t rounded;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(v));
+  return rounded;
+}
+
+// Two numbers as fp16, `low` in the low half; what is beyond its range, infinities too, becomes its
+// largest number. sm_90.
+__device__ __forceinline__ uint32_t SaturatedHalves(float low, float high) {
+  uint32_t halves;
+  asm("cvt.rn.satfinite.f16x2.f32 %0, %1, %2;" : "=r"(halves) : "f"(high), "f"(low));
+  return halves;
+}
+
+}  // namespace blocksparse
+
+#endif  // BLOCKSPARSE_KERNELS_COMMON_ROUND_CUH_
