@@ -61,6 +61,7 @@ class _Model:
     def __init__(self, unit, chunk):
         self.unit = unit
         self.max_units = MAX_UNITS[unit]
+        self.max_chunks = MAX_CHUNKS
         self.max_side = MAX_VERTICES // (chunk // unit)  # chunks of x, and of dy
         self.arrive = _ARRIVE * chunk / 32
         self.latency = _LATENCY[chunk == 64]
@@ -142,11 +143,11 @@ def _grown(weights, model):
     """(makespan, owner, costs) of grown regions, for the best of a few limits of their cost."""
     num_units = weights.sum()
     tile = 128 if num_units < 2000 else 64
-    tiles, restore = _cut(weights, tile)
+    tiles, restore = cut(weights, tile)
     goal, limit = _goal(weights, model)
     best = None
     for _ in range(4 if num_units < 2e4 else 1):
-        owner, costs = _grow(tiles, limit, model)
+        owner, costs = grow(tiles, limit, model)
         makespan = model.makespan(costs, num_units)
         if best is None or makespan < best[0]:
             best = makespan, owner, costs
@@ -156,7 +157,7 @@ def _grown(weights, model):
     return best[0], restore(best[1]), best[2]
 
 
-def _cut(weights, size):
+def cut(weights, size):
     """(tiles of size x size, function that puts tiles together again)."""
     counts = [-(-n // size) for n in weights.shape]
     padded = np.zeros([count * size for count in counts], weights.dtype)
@@ -196,12 +197,13 @@ def _goal(weights, model):
     return None
 
 
-def _grow(weights, limit, model):
+def grow(weights, limit, model):
     """Regions of the cells of each tile, all tiles at once.
 
     Args:
       weights: float32[tiles, n, n], the units of each cell.
       limit: what a region may cost.
+      model: its `max_units`, `max_chunks`, `max_side`, `cost` and `whole_cost` of both.
     Returns:
       (int64[tiles, n, n] region of each cell that has units, float64[regions] costs).
     """
@@ -225,7 +227,7 @@ def _grow(weights, limit, model):
         is_full = (
             (model.cost(num_chunks[tiles].sum(axis=1) + 1, units) > limit)
             | (units > model.max_units)
-            | (num_chunks[tiles].sum(axis=1) == MAX_CHUNKS)
+            | (num_chunks[tiles].sum(axis=1) == model.max_chunks)
             | (num_chunks[tiles, vertex // n] == model.max_side)
             | ~np.isfinite(top)
         ) & (num_units[tiles] > 0)

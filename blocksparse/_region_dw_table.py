@@ -6,6 +6,7 @@ The form is described in `src/kernels/matmul_region_dw.h`.
 import numpy as np
 
 from blocksparse._region_division import divide
+from blocksparse._region_large_table import large_dw_sections
 from blocksparse._region_walks import pairs, walks
 
 # Features of a chunk, by feature axis: rows of 128 bytes are what copies are fast for.
@@ -18,9 +19,9 @@ RUNS = {16: 14, 32: 2}
 
 
 def region_dw_sections(layout):
-    """{"dw_regions_<axis>": (int64 vector, (regions, unit, entries))}; {} for blocks over 32."""
+    """{"dw_regions_<axis>": (int64 vector, (regions, unit, entries))}, or `large_dw_sections`."""
     if layout.block_size > 32:
-        return {}
+        return large_dw_sections(layout)
     unit, units, blocks = _units(layout)
     return {
         f"dw_regions_{axis}": _section(unit, units, blocks, chunk)

@@ -24,6 +24,7 @@ if ALONE and "blocksparse" not in sys.modules:
 
 region_division = importlib.import_module("blocksparse._region_division")
 table = importlib.import_module("blocksparse._region_dw_table")
+large_table = importlib.import_module("blocksparse._region_large_table")
 kernels_module = importlib.import_module("blocksparse.testing.kernels")
 layouts = importlib.import_module("blocksparse.testing.layouts")
 SparsityLayout = importlib.import_module("blocksparse.layout").SparsityLayout
@@ -48,12 +49,13 @@ MASKS = layouts.standard() | {
     "sparse": RNG.random((150, 140)) < 0.01,
     "hubs": layouts.power_law(RNG, 60, 70),
 }
-CASES = [
+ALL_CASES = [
     pytest.param(name, size, axis, id=f"{name}-B{size}-axis{axis}")
     for name in MASKS
-    for size in (8, 16, 32)
+    for size in (8, 16, 32, 64, 128)
     for axis in (0, 1)
 ]
+CASES = [case for case in ALL_CASES if case.values[1] <= 32]
 
 
 # ---- tables ----
@@ -74,8 +76,41 @@ def test_constants_agree():
     assert tuple(map(int, slots.groups())) == (table.SLOTS[16], table.SLOTS[32])
 
 
-def test_no_table_for_large_blocks():
-    assert table.region_dw_sections(SparsityLayout(np.eye(3), 64)) == {}
+def test_constants_of_large_blocks_agree():
+    text = (ROOT / "src/kernels/matmul_region_dw_large.h").read_text()
+    values = {name: int(value) for name, value in re.findall(r"kLargeDw(\w+) = (\d+);", text)}
+    assert values["Words"] == large_table.WORDS
+    assert values["FirstChunk"] == large_table.FIRST_CHUNK
+    assert values["FirstBlock"] == large_table.FIRST_BLOCK
+    assert values["FirstPlace"] == large_table.FIRST_PLACE
+    for name, limits in (("Blocks", large_table.MAX_BLOCKS), ("Chunks", large_table.MAX_CHUNKS)):
+        found = re.search(rf"LargeDw{name}\(.*?block_size == 64 \? (\d+) : (\d+);", text, re.DOTALL)
+        assert tuple(map(int, found.groups())) == (limits[64], limits[128])
+
+
+@pytest.mark.parametrize("size", [64, 128])
+@pytest.mark.parametrize("name", MASKS)
+def test_regions_of_large_blocks_hold_each_block_once(name, size):
+    layout = SparsityLayout(MASKS[name], size)
+    section, (num_regions, clocks, _) = table.region_dw_sections(layout)["dw_regions_0"]
+    words = section.view(np.int32).reshape(num_regions, large_table.WORDS)
+    assert clocks > 0
+    found = {}
+    for region in words.tolist():
+        num_x, num_dy, num_blocks = region[:3]
+        assert min(num_x, num_dy) > 0 and num_x + num_dy <= large_table.MAX_CHUNKS[size]
+        assert 0 < num_blocks <= large_table.MAX_BLOCKS[size]
+        chunks = region[large_table.FIRST_CHUNK :]
+        for i in range(num_blocks):
+            block, place = (
+                region[first + i] for first in (large_table.FIRST_BLOCK, large_table.FIRST_PLACE)
+            )
+            assert block not in found
+            assert place % 256 < num_x and place // 256 < num_dy
+            found[block] = (chunks[place % 256], chunks[num_x + place // 256])
+    assert [found[block] for block in range(layout.num_blocks)] == [
+        tuple(place) for place in layout.coordinates.tolist()
+    ]
 
 
 @pytest.mark.parametrize("name, size, axis", CASES)
@@ -182,7 +217,7 @@ def run(kernels, layout, axis, batches, dtype, dw_dtype, gate=None, shift=0, dam
     [[512], [1000], [2048], [128] * 20, [64, 8, 0, 520, 200], [72] * 12 + [0, 8]],
     ids=["one", "tail", "split", "many", "uneven", "short"],
 )
-@pytest.mark.parametrize("name, size, axis", CASES)
+@pytest.mark.parametrize("name, size, axis", ALL_CASES)
 def test_products(kernels, name, size, axis, batches):
     dw, expected = run(
         kernels, SparsityLayout(MASKS[name], size), axis, batches, "bfloat16", "float32"
@@ -192,7 +227,7 @@ def test_products(kernels, name, size, axis, batches):
 
 @needs_hopper
 @pytest.mark.parametrize("shift", [0, 1], ids=["aligned", "unaligned"])
-@pytest.mark.parametrize("size", [8, 16, 32])
+@pytest.mark.parametrize("size", [8, 16, 32, 64, 128])
 def test_float16_gates_and_any_alignment(kernels, size, shift):
     layout = SparsityLayout(MASKS["tenth"], size)
     gate = (np.random.default_rng(2).random(layout.num_blocks) < 0.5).astype(np.float32)
@@ -204,7 +239,7 @@ def test_float16_gates_and_any_alignment(kernels, size, shift):
 
 
 @needs_hopper
-@pytest.mark.parametrize("size", [8, 16, 32])
+@pytest.mark.parametrize("size", [8, 16, 32, 64, 128])
 def test_damaged_tables_give_no_wrong_address(kernels, size):
     rng = np.random.default_rng(3)
     layout = SparsityLayout(MASKS["hubs"], size)

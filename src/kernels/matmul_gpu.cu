@@ -6,6 +6,7 @@
 #include "src/kernels/matmul_instances.h"
 #include "src/kernels/matmul_packed.h"
 #include "src/kernels/matmul_region_dw.h"
+#include "src/kernels/matmul_region_dw_large.h"
 #include "src/kernels/matmul_stream.h"
 #include "src/kernels/matmul_wide.h"
 #include "src/kernels/matmul_wide_float.h"
@@ -96,14 +97,10 @@ bool StreamServes(const MatmulArgs& args) {
          (args.feature_axis == 1 || args.batch % vector == 0);
 }
 
-static bool IsForWideFloat(const MatmulArgs& args) {
-  return !StreamServes(args) && WideFloatServes(args);
-}
-
 Status MatmulGpu(const MatmulArgs& args, Stream stream) {
   if (PackedServes(args)) return MatmulPacked(args, stream);
   if (WideServes(args)) return MatmulWide(args, stream);
-  if (IsForWideFloat(args)) return MatmulWideFloat(args, stream);
+  if (WideFloatServes(args)) return MatmulWideFloat(args, stream);
   return WithMath(args.dtype, args.allow_tf32, [&](auto kernels) {
     using Kernels = decltype(kernels);
     if (StreamServes(args)) return MatmulStreamFor<typename Kernels::Math>(args, stream);
@@ -114,13 +111,14 @@ Status MatmulGpu(const MatmulArgs& args, Stream stream) {
 Status MatmulWorkspaceBytes(const MatmulArgs& args, int64_t* bytes) {
   if (PackedServes(args)) return PackedWorkspaceBytes(args, bytes);
   if (WideServes(args)) return WideWorkspaceBytes(args, bytes);
-  if (IsForWideFloat(args)) return WideFloatWorkspaceBytes(args, bytes);
+  if (WideFloatServes(args)) return WideFloatWorkspaceBytes(args, bytes);
   *bytes = StreamServes(args) ? StreamWorkspaceBytes(args) : 0;
   return Status();
 }
 
 Status MatmulDwWorkspaceBytes(const MatmulDwArgs& args, int64_t* bytes) {
   if (RegionDwServes(args)) return RegionDwWorkspaceBytes(args, bytes);
+  if (LargeDwServes(args)) return LargeDwWorkspaceBytes(args, bytes);
   DwSplit split = {};
   BLOCKSPARSE_RETURN_IF_ERROR(SplitOf(args, &split));
   *bytes = split.num_splits > 1
@@ -131,6 +129,7 @@ Status MatmulDwWorkspaceBytes(const MatmulDwArgs& args, int64_t* bytes) {
 
 Status MatmulDwGpu(const MatmulDwArgs& args, Stream stream) {
   if (RegionDwServes(args)) return MatmulRegionDw(args, stream);
+  if (LargeDwServes(args)) return MatmulLargeDw(args, stream);
   DwSplit split = {};
   BLOCKSPARSE_RETURN_IF_ERROR(SplitOf(args, &split));
   BLOCKSPARSE_RETURN_IF_ERROR(WithMath(args.dtype, args.allow_tf32, [&](auto kernels) {

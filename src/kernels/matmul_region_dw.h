@@ -20,9 +20,7 @@
 #ifndef BLOCKSPARSE_KERNELS_MATMUL_REGION_DW_H_
 #define BLOCKSPARSE_KERNELS_MATMUL_REGION_DW_H_
 
-#include <cuda.h>
-
-#include "src/kernels/matmul.h"
+#include "src/kernels/matmul_region_dw_batch.h"
 
 namespace blocksparse {
 
@@ -36,10 +34,6 @@ BLOCKSPARSE_HOST_DEVICE constexpr int RegionStep(int feature_axis) {
 }
 constexpr int kMaxRegionChunks = 28;   // of x and dy together: two steps fit shared memory
 constexpr int kRegionChunkWords = 32;  // of the table, for each region
-// Pairs whose tensor maps travel as kernel parameters; more are written to the workspace.
-constexpr int kParameterPairs = 8;
-// Samples in all pairs together below which the kernel is not worth its start.
-constexpr int64_t kMinRegionBatch = 512;
 constexpr int kMaxRegionSplits = 8;
 
 // Warps that multiply.
@@ -54,9 +48,7 @@ BLOCKSPARSE_HOST_DEVICE constexpr int RegionEntryWords(int blocks_per_unit) {
   return (1 + blocks_per_unit + 1) / 2 * 2;
 }
 
-struct RegionDwParams {
-  CUtensorMap maps[2 * kParameterPairs];  // x and dy of each pair
-  const CUtensorMap* more_maps;           // the same of all pairs, or null
+struct RegionDwParams : RegionBatch {
   const int64_t* walks;
   const int32_t* chunks;
   const int32_t* entries;
@@ -68,11 +60,6 @@ struct RegionDwParams {
   int block_shift;  // the block size's binary logarithm
   bool is_dw_float;
   bool is_dw_aligned;
-  int num_pairs;
-  int num_steps;  // of all pairs, each a whole number
-  int num_splits;
-  int steps_per_split;
-  int pair_steps[kMaxMatmulPairs];
 };
 
 // Whether the kernel is there for these arguments: sm_90 (Hopper) and no other; fp16 or bf16;

@@ -73,7 +73,7 @@ bool WideFloatServes(const MatmulArgs& args) {
   WideFloatParams params = {};
   int num_sms = 0;
   if (args.dtype != DType::kFloat32 || (size != 32 && size != 64 && size != 128)) return false;
-  if (args.batch < kMinWideFloatRows || args.batch > kMaxSize / 2 || NumInputs(args) > kMaxSize ||
+  if (args.batch < kMinWideBatch || args.batch > kMaxSize / 2 || NumInputs(args) > kMaxSize ||
       NumOutputs(args) > kMaxSize || args.layout.num_blocks > kMaxSize / size / 4)
     return false;
   if ((args.feature_axis == 0 && args.batch % 4 != 0) || !IsVectorAligned(args.x) ||

@@ -140,6 +140,28 @@ struct WideFloatWorker {
     }
   }
 
+  // Waits for the products, and adds them, times the scales of samples g and g + 8, to the sums of
+  // column `column`, which is one of kBegin to kEnd - 1. Each has code of its own, which is as
+  // short as can be: most of it is skipped, and instructions have to be fetched.
+  template <int kBegin, int kEnd>
+  __device__ __forceinline__ void AddProducts(int column, float (&products)[16], float scale_0,
+                                              float scale_1) {
+    if constexpr (kEnd - kBegin == 1) {
+      WaitForWgmma<0>();
+      FenceRegisters(products);
+#pragma unroll
+      for (int i = 0; i < 16; ++i)
+        sums[kBegin][i] = fmaf(products[i], i & 2 ? scale_1 : scale_0, sums[kBegin][i]);
+    } else {
+      constexpr int kMiddle = (kBegin + kEnd) / 2;
+      if (column < kMiddle) {
+        AddProducts<kBegin, kMiddle>(column, products, scale_0, scale_1);
+      } else {
+        AddProducts<kMiddle, kEnd>(column, products, scale_0, scale_1);
+      }
+    }
+  }
+
   // sums += scales (high + low) W, one block of W after the other.
   __device__ __forceinline__ void MultiplySplit(uint32_t columns, const SampleFragment& a,
                                                 uint32_t w, const uint4& exponents) {
@@ -147,38 +169,32 @@ struct WideFloatWorker {
     uint32_t low[2][4];
     float scales[2];
     Split(a, high, low, scales);
+#pragma unroll 1
+    for (; columns != 0; columns &= columns - 1) {
+      const int column = __ffs(columns) - 1;
+      float products[16];
+      FenceWgmma();
+      // The small products first, so that the large ones are added up last.
+      StartProduct(products, low[0], Descriptor(w, kHighW));
+      Wgmma<__half, 32>::Multiply<false>(products, low[1], Descriptor(w + kStepW, kHighW));
 #pragma unroll
-    for (int j = 0; j < kGroup; ++j) {
-      if (columns & 1u << j) {
-        const uint32_t word = j < 4 ? exponents.x : j < 8 ? exponents.y : exponents.z;
-        float products[16];
-        FenceWgmma();
-        // The small products first, so that the large ones are added up last.
-        StartProduct(products, low[0], Descriptor(w, kHighW));
-        Wgmma<__half, 32>::Multiply<false>(products, low[1], Descriptor(w + kStepW, kHighW));
+      for (int k = 0; k < 2; ++k)
+        Wgmma<__half, 32>::Multiply<false>(products, high[k],
+                                           Descriptor(w + (2 + k) * kStepW, kHighW));
 #pragma unroll
-        for (int k = 0; k < 2; ++k)
-          Wgmma<__half, 32>::Multiply<false>(products, high[k],
-                                             Descriptor(w + (2 + k) * kStepW, kHighW));
-#pragma unroll
-        for (int k = 0; k < 2; ++k)
-          Wgmma<__half, 32>::Multiply<false>(products, high[k], Descriptor(w + k * kStepW, kHighW));
-        CommitWgmma();
-        const float scale = __uint_as_float((word >> 8 * (j % 4) & 0xFF) << 23);
-        const float scale_0 = scale * scales[0];
-        const float scale_1 = scale * scales[1];
-        WaitForWgmma<0>();
-        FenceRegisters(products);
-#pragma unroll
-        for (int i = 0; i < 16; ++i)
-          sums[j][i] = fmaf(products[i], i & 2 ? scale_1 : scale_0, sums[j][i]);
-        w += kBlockW;
-      }
+      for (int k = 0; k < 2; ++k)
+        Wgmma<__half, 32>::Multiply<false>(products, high[k], Descriptor(w + k * kStepW, kHighW));
+      CommitWgmma();
+      w += kBlockW;
+      const uint32_t word = column < 4 ? exponents.x : column < 8 ? exponents.y : exponents.z;
+      const float scale = __uint_as_float((word >> 8 * (column % 4) & 0xFF) << 23);
+      AddProducts<0, kGroup>(column, products, scale * scales[0], scale * scales[1]);
     }
   }
 
   // Writes the sums of the tile at `row`.
-  __device__ __forceinline__ void Store(int group, int row) const {
+  // Lane j has the group's column j, or -1.
+  __device__ __forceinline__ void Store(int columns, int row) const {
     const uint32_t thread = Opaque(threadIdx.x);  // or all this would take registers all the time
     const uint32_t lane = thread % kWarpSize;
     const uint32_t warp = thread / kWarpSize % 4;
@@ -186,8 +202,8 @@ struct WideFloatWorker {
     const int first_sample = row + 64 * worker + 16 * warp + lane / 4;
 #pragma unroll
     for (int j = 0; j < kGroup; ++j) {
-      const int64_t column = block.p.columns[int64_t{group} * kGroup + j];
-      if (column < 0 || column >= block.p.num_outputs) continue;
+      const int64_t column = __shfl_sync(~0u, columns, j);
+      if (column < 0) continue;
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         const int sample = first_sample + 8 * h;
@@ -219,6 +235,12 @@ struct WideFloatWorker {
     }
   }
 
+  __device__ __forceinline__ int ColumnOf(int group, int j) const {
+    if (j >= kGroup) return -1;
+    const int64_t column = block.p.columns[int64_t{group} * kGroup + j];
+    return column < block.p.num_outputs ? static_cast<int>(max(column, int64_t{-1})) : -1;
+  }
+
   // The warp has read what the barrier of an entry, 0 for none, speaks of.
   static __device__ __forceinline__ void Release(uint32_t barrier) {
     __syncwarp();
@@ -233,6 +255,7 @@ struct WideFloatWorker {
       const int num_loads = entries.num_loads;
       const uint4* all_exponents =
           reinterpret_cast<const uint4*>(p.exponents) + (entries.data - block.p.entries);
+      const int columns_of_group = ColumnOf(group, lane);
       uint32_t next = VisitOf(entries.data, lane, num_loads);
       for (int row = block.FirstRow(); row < block.EndRow(); row += block.p.tile_rows) {
         Zero();
@@ -279,7 +302,7 @@ struct WideFloatWorker {
         WaitForWgmma<0>();
         Release(held);
         Fence();
-        Store(group, row);
+        Store(columns_of_group, row);
         first += entries.count;
       }
     }
