@@ -37,6 +37,8 @@ bool WideFloatServes(const MatmulArgs& args);
 Status WideFloatWorkspaceBytes(const MatmulArgs& args, int64_t* bytes);
 Status MatmulWideFloat(const MatmulArgs& args, Stream stream);
 
+constexpr int kMinWideFloatRows = 64;
+
 // The kernel's instances, one .cu file for each arithmetic.
 template <bool kIsSplit>
 struct WideFloatKernels {
