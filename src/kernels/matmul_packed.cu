@@ -60,6 +60,7 @@ struct PackParams {
 template <typename T, int kBlockSize, int kWidth>
 __global__ void __launch_bounds__(kPackThreads) PackUnitsKernel(const PackParams p) {
   LetNextKernelStart();
+  WaitForPreviousKernel();
   constexpr int kRowsPerUnit = kPackedDepth * kWidth / kMatrix;
   constexpr int kBlocksPerUnit = kPackedDepth * kWidth / (kBlockSize * kBlockSize);
   constexpr int kMatricesPerBlock = kBlockSize * kBlockSize / (kMatrix * kMatrix);
@@ -106,8 +107,8 @@ Status PackUnits(const MatmulArgs& args, const PackedTable& table, Stream stream
   const int64_t num_thread_blocks = (params.num_rows + kPackThreads - 1) / kPackThreads;
   return WithBool(args.layout.block_size == 8, [&](auto is_8) {
     return WithBool(table.shape == PackedShape::kWide, [&](auto is_wide) {
-      return Launch("PackUnitsKernel", PackUnitsKernel < T, is_8() ? 8 : 16, is_wide() ? 32 : 16 >,
-                    num_thread_blocks, kPackThreads, 0, stream, params);
+      return LaunchEarly("PackUnitsKernel", PackUnitsKernel < T, is_8() ? 8 : 16,
+                         is_wide() ? 32 : 16 >, num_thread_blocks, kPackThreads, 0, stream, params);
     });
   });
 }
