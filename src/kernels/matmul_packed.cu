@@ -45,6 +45,14 @@ bool FindTable(const MatmulArgs& args, PackedTable* table) {
   return true;
 }
 
+// Multiplies 8 elements by a gate.
+template <typename T>
+__device__ __forceinline__ void Scale(uint4& vector, float gate) {
+  T* values = reinterpret_cast<T*>(&vector);
+#pragma unroll
+  for (int i = 0; i < kMatrix; ++i) values[i] = T(static_cast<float>(values[i]) * gate);
+}
+
 struct PackParams {
   const unsigned char* w;
   const float* gate;
@@ -73,22 +81,18 @@ __global__ void __launch_bounds__(kPackThreads) PackUnitsKernel(const PackParams
   const bool is_valid = block >= 0 && block < p.num_blocks;
   const float gate = p.gate != nullptr && is_valid ? p.gate[block] : 1.f;
 
-  alignas(kVectorBytes) T values[kMatrix] = {};
+  uint4 values = {};
   if (is_valid && gate != 0.f) {
     // Within the block: halves of the depth first, then 8 output features after 8.
     const int deep = matrix % kMatricesPerBlock % 2 * kMatrix;
     const int wide = matrix % kMatricesPerBlock / 2 * kMatrix;
     const int i = p.is_dx ? wide + row : deep + row;
     const int j = p.is_dx ? deep : wide;
-    const unsigned char* from =
-        p.w + (block * int64_t{kBlockSize * kBlockSize} + i * kBlockSize + j) * sizeof(T);
-    *reinterpret_cast<uint4*>(values) = *reinterpret_cast<const uint4*>(from);
-    if (p.gate != nullptr) {
-#pragma unroll
-      for (T& value : values) value = T(static_cast<float>(value) * gate);
-    }
+    values = *reinterpret_cast<const uint4*>(
+        p.w + (block * int64_t{kBlockSize * kBlockSize} + i * kBlockSize + j) * sizeof(T));
+    if (p.gate != nullptr) Scale<T>(values, gate);
   }
-  reinterpret_cast<uint4*>(p.packed)[idx] = *reinterpret_cast<const uint4*>(values);
+  reinterpret_cast<uint4*>(p.packed)[idx] = values;
 }
 
 int64_t PackedRows(const PackedTable& table) {
