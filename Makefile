@@ -44,11 +44,13 @@ OP_O      := $(patsubst src/%,$(BUILD)/%.o,$(OP_CC))
 
 WARNINGS  := -Wall -Wextra
 SANITIZE  ?=
+# -DBLOCKSPARSE_RACECHECK: GPU kernels that compute-sanitizer's racecheck can follow.
+NVCC_DEFINES ?=
 # NDEBUG: TensorFlow's debug checks need symbols that not every version exports; in device code an assert makes ptxas
 # serialise wgmma.
 CXXFLAGS  := -std=c++17 -O3 -DNDEBUG -fPIC -fvisibility=hidden -MMD -I. $(WARNINGS) $(SANITIZE) \
              $(if $(NVCC),-DBLOCKSPARSE_WITH_CUDA)
-NVCCFLAGS := -std=c++17 -O3 -DNDEBUG -I. -Xcompiler -fPIC,-fvisibility=hidden,-Wall -Xptxas=-v \
+NVCCFLAGS := -std=c++17 -O3 -DNDEBUG $(NVCC_DEFINES) -I. -Xcompiler -fPIC,-fvisibility=hidden,-Wall -Xptxas=-v \
              $(foreach arch,$(CUDA_ARCHS),-gencode arch=compute_$(arch),code=sm_$(arch)) \
              -gencode arch=compute_$(CUDA_PTX),code=compute_$(CUDA_PTX)
 # TensorFlow logs when it is imported, whatever it is told; that counts only if the command fails.

@@ -131,7 +131,9 @@ def _columns(row_masks, per_unit, shape):
         groups = column_groups(unit_masks, shares * per_share, 4, num_groups)
         groups = groups.reshape(num_groups, per_share, shares).swapaxes(1, 2)
     else:
-        parts = column_groups(unit_masks, per_share, 1.5, num_groups * shares)
+        # Where x is the bottleneck, fewer rows are worth more than even shares.
+        power = 4 if shape is BROAD else 32
+        parts = column_groups(unit_masks, per_share, 1.5, num_groups * shares, power)
         part_masks = masks_of(units[parts].reshape(len(parts), -1))
         groups = parts[column_groups(part_masks, shares, 4, num_groups)]
     return units[groups]

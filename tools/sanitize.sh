@@ -24,11 +24,14 @@ if ! command -v compute-sanitizer >/dev/null || ! nvidia-smi >/dev/null 2>&1; th
 fi
 
 make --no-print-directory -j"$(nproc)" kernels >/dev/null
+make --no-print-directory -j"$(nproc)" kernels BUILD="$build-racecheck" NVCC_DEFINES=-DBLOCKSPARSE_RACECHECK >/dev/null
+declare -A folder=([memcheck]=build [racecheck]=$build-racecheck [synccheck]=build)
 # Without its pool torch gives every tensor an allocation of its own, so that any access outside is seen.
 export PYTORCH_NO_CUDA_MEMORY_CACHING=1
 # racecheck follows every shared memory access and is a hundred times slower: it gets the short minibatches.
 short="GPU and not 3001 and not 9112 and not damaged"
 declare -A selection=([memcheck]=GPU [racecheck]=$short [synccheck]=$short)
+declare -A packed=([memcheck]=GPU [racecheck]=fewest [synccheck]=fewest)
 # The ops under TensorFlow: every room but the products, which the C interface covers.
 rooms="test/test_l2_norm.py test/test_layer_norm.py test/test_lstm_gates.py test/test_cross_entropy.py test/test_embedding.py"
 declare -A ops=([memcheck]="$rooms test/test_matmul_gate.py" [racecheck]="$rooms -k eager" [synccheck]="$rooms -k eager")
@@ -37,9 +40,10 @@ for tool in memcheck racecheck synccheck; do
   echo "== compute-sanitizer $tool: the GPU kernels"
   check=(compute-sanitizer --tool "$tool" --kernel-name kns=blocksparse --error-exitcode 9 --print-limit 20)
   if "$PYTHON" -c 'import torch' 2>/dev/null; then
-    BLOCKSPARSE_KERNELS=build/libblocksparse_kernels.so \
-      "${check[@]}" "$PYTHON" -m pytest $tests --noconftest test/test_kernels.py \
-      test/test_matmul_packed.py -k "${selection[$tool]}"
+    export BLOCKSPARSE_KERNELS="${folder[$tool]}/libblocksparse_kernels.so"
+    "${check[@]}" "$PYTHON" -m pytest $tests --noconftest test/test_kernels.py -k "${selection[$tool]}"
+    "${check[@]}" "$PYTHON" -m pytest $tests --noconftest test/test_matmul_packed.py -k "${packed[$tool]}"
+    unset BLOCKSPARSE_KERNELS
   fi
   if "$PYTHON" -c 'import tensorflow' 2>/dev/null; then
     "${check[@]}" "$PYTHON" -m pytest $tests -m gpu ${ops[$tool]}

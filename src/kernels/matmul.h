@@ -8,12 +8,14 @@
 //
 // Letters: B block_size, C = in_blocks B, K = out_blocks B, N batch, g gate (1 without one).
 // Buffers, all owned by the caller, on the device that runs the kernel; results may alias nothing:
-//   x, y, dx, dy  T[N, C or K] if feature_axis is 1, T[C or K, N] if 0; row-major, any alignment of
-//   T w             T[num_blocks, B, B]; w[b][i][j] joins input c B + i to output k B + j gate
-//   float[num_blocks] or null. Where it is 0 the block is skipped: neither x nor w is read
-//   (matmul_packed.h, for large minibatches, reads x and multiplies it by 0). Elsewhere
-//                 g w is rounded to T, as a dense product of gated weights would have it.
+//   x, y, dx, dy  T[N, C or K] if feature_axis is 1, T[C or K, N] if 0; row-major, aligned as T is
+//   w             T[num_blocks, B, B]; w[b][i][j] joins input c B + i to output k B + j
+//   gate          float[num_blocks] or null. Where it is 0 the block is skipped: neither x nor w is
+//                 read. Elsewhere g w is rounded to T, as a dense product of gated weights would
+//                 have it.
 //   layout        sizes and tables, see common/lut.h
+// matmul_packed.h (sm_90, 16-bit types, B = 8 and 16, many samples) does read x there and between
+// stored blocks, and multiplies it by 0: an infinity or NaN of x makes a NaN of further outputs.
 // Sums are in float32. Results are the same bit for bit from run to run on one device, and on the
 // CPU for any number of threads: no atomics, a fixed order in every sum. N may be 0. All sizes and
 // offsets are 64 bits.

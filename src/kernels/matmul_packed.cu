@@ -45,6 +45,14 @@ bool FindTable(const MatmulArgs& args, PackedTable* table) {
   return true;
 }
 
+// Multiplies 8 elements by a gate.
+template <typename T>
+__device__ __forceinline__ void Scale(uint4& vector, float gate) {
+  T* values = reinterpret_cast<T*>(&vector);
+#pragma unroll
+  for (int i = 0; i < kMatrix; ++i) values[i] = T(static_cast<float>(values[i]) * gate);
+}
+
 struct PackParams {
   const unsigned char* w;
   const float* gate;
@@ -60,6 +68,7 @@ struct PackParams {
 template <typename T, int kBlockSize, int kWidth>
 __global__ void __launch_bounds__(kPackThreads) PackUnitsKernel(const PackParams p) {
   LetNextKernelStart();
+  WaitForPreviousKernel();
   constexpr int kRowsPerUnit = kPackedDepth * kWidth / kMatrix;
   constexpr int kBlocksPerUnit = kPackedDepth * kWidth / (kBlockSize * kBlockSize);
   constexpr int kMatricesPerBlock = kBlockSize * kBlockSize / (kMatrix * kMatrix);
@@ -72,22 +81,18 @@ __global__ void __launch_bounds__(kPackThreads) PackUnitsKernel(const PackParams
   const bool is_valid = block >= 0 && block < p.num_blocks;
   const float gate = p.gate != nullptr && is_valid ? p.gate[block] : 1.f;
 
-  alignas(kVectorBytes) T values[kMatrix] = {};
+  uint4 values = {};
   if (is_valid && gate != 0.f) {
     // Within the block: halves of the depth first, then 8 output features after 8.
     const int deep = matrix % kMatricesPerBlock % 2 * kMatrix;
     const int wide = matrix % kMatricesPerBlock / 2 * kMatrix;
     const int i = p.is_dx ? wide + row : deep + row;
     const int j = p.is_dx ? deep : wide;
-    const unsigned char* from =
-        p.w + (block * int64_t{kBlockSize * kBlockSize} + i * kBlockSize + j) * sizeof(T);
-    *reinterpret_cast<uint4*>(values) = *reinterpret_cast<const uint4*>(from);
-    if (p.gate != nullptr) {
-#pragma unroll
-      for (T& value : values) value = T(static_cast<float>(value) * gate);
-    }
+    values = *reinterpret_cast<const uint4*>(
+        p.w + (block * int64_t{kBlockSize * kBlockSize} + i * kBlockSize + j) * sizeof(T));
+    if (p.gate != nullptr) Scale<T>(values, gate);
   }
-  reinterpret_cast<uint4*>(p.packed)[idx] = *reinterpret_cast<const uint4*>(values);
+  reinterpret_cast<uint4*>(p.packed)[idx] = values;
 }
 
 int64_t PackedRows(const PackedTable& table) {
@@ -106,8 +111,8 @@ Status PackUnits(const MatmulArgs& args, const PackedTable& table, Stream stream
   const int64_t num_thread_blocks = (params.num_rows + kPackThreads - 1) / kPackThreads;
   return WithBool(args.layout.block_size == 8, [&](auto is_8) {
     return WithBool(table.shape == PackedShape::kWide, [&](auto is_wide) {
-      return Launch("PackUnitsKernel", PackUnitsKernel < T, is_8() ? 8 : 16, is_wide() ? 32 : 16 >,
-                    num_thread_blocks, kPackThreads, 0, stream, params);
+      return LaunchEarly("PackUnitsKernel", PackUnitsKernel < T, is_8() ? 8 : 16,
+                         is_wide() ? 32 : 16 >, num_thread_blocks, kPackThreads, 0, stream, params);
     });
   });
 }

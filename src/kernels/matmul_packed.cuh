@@ -182,6 +182,7 @@ __global__ void __launch_bounds__(Policy::kThreads, 1)
     FenceBarrierInit();
   }
   slot.index = 0;
+  LetNextKernelStart();
   WaitForPreviousKernel();  // which packs W
   __syncthreads();
   const int warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / kWarpSize, 0);
