@@ -128,7 +128,7 @@ def new_layout(case):
     c, k = (features // case["block"] for features in case["shape"][:2])
     density = case["target_density"]
     if case["layout"] == "banded":
-        return SparsityLayout(banded(c, round((density * c - 1) / 2)), case["block"])
+        return SparsityLayout(banded(c, k, round((density * c - 1) / 2)), case["block"])
     if case["layout"] == "barabasi_albert":
         return SparsityLayout(barabasi_albert(c, round(density * c / 2), rng), case["block"])
     return SparsityLayout(layouts.random(rng, c, k, density), case["block"])

@@ -3,6 +3,8 @@
 The form is described in `src/kernels/matmul_region_dw_large.h`.
 """
 
+import heapq
+
 import numpy as np
 
 from blocksparse._region_division import cut, grow
@@ -14,23 +16,25 @@ FIRST_PLACE = 32
 # Blocks and chunks that a region may have, by block size.
 MAX_BLOCKS = {64: 12, 128: 3}
 MAX_CHUNKS = {64: 14, 128: 6}
-# Limits of a region's blocks that are tried: where regions are few, smaller ones fill the device.
-_LIMITS = {64: (12, 9, 7, 4), 128: (3, 2, 1)}
-# Blocks above which only the first two limits are tried: there are regions for many waves.
+# (blocks, chunks) of a region that are tried as limits, the first alone where there are regions
+# for many waves of thread blocks.
+_LIMITS = {64: ((12, 8), (9, 7), (8, 7)), 128: ((3, 4), (2, 3), (1, 2))}
 _MANY = 3000
+# Vertices of the graphs that regions are grown in, all at the same time: few in a large layout.
+_TILES = {64: 64, 128: 32}
+# Clusters of a size (from 1 on) that run at a time on the largest sm_90.
+_CLUSTERS = (132, 66, 40, 32, 24, 18, 16, 16)
 
 
 def large_dw_sections(layout):
-    """{"dw_regions_0": (int64 vector, (regions, mean clocks of one, 0))}."""
+    """{"dw_regions_0": (int64 vector, (regions, mean clocks of one, most clocks))}."""
     size = layout.block_size
-    weights = layout.mask.astype(np.float32)
-    # Smaller tiles are grown at the same time.
-    tiles, restore = cut(weights, 64)
+    has_many = layout.num_blocks > _MANY
+    tiles, restore = cut(layout.mask.astype(np.float32), _TILES[size] if has_many else 64)
     best = None
-    for limit in _LIMITS[size][: None if layout.num_blocks < _MANY else 2]:
-        model = _Model(size, limit)
-        owner, costs = grow(tiles, np.inf, model)
-        time = model.time(costs)
+    for limit in _LIMITS[size][: 1 if has_many else None]:
+        owner, costs = grow(tiles, np.inf, _Model(size, *limit))
+        time = _time(costs)
         if best is None or time < best[0]:
             best = time, owner, costs
     owner, costs = best[1:]
@@ -38,18 +42,17 @@ def large_dw_sections(layout):
     rank[np.argsort(-costs, kind="stable")] = np.arange(len(costs))
     coordinates = layout.coordinates.astype(np.int64)
     regions = _regions(rank[restore(owner)[tuple(coordinates.T)]], coordinates)
-    return {"dw_regions_0": (regions.ravel().view(np.int64), (len(regions), int(costs.mean()), 0))}
+    clocks = int(costs.mean()), int(costs.max())
+    return {"dw_regions_0": (regions.ravel().view(np.int64), (len(regions), *clocks))}
 
 
 class _Model:
     """What regions cost, in clocks of an H200 for each 64 samples."""
 
-    max_chunks = property(lambda self: MAX_CHUNKS[self.size])
-    max_side = max_chunks  # of x or dy
-
-    def __init__(self, size, max_units):
+    def __init__(self, size, max_units, max_chunks):
         self.size = size
         self.max_units = max_units
+        self.max_chunks = self.max_side = max_chunks
 
     def cost(self, num_chunks, num_units):
         pieces = num_chunks * (self.size / 64)
@@ -61,12 +64,23 @@ class _Model:
 
     whole_cost = cost
 
-    def time(self, costs):
-        """Microseconds for 8192 samples, in the best number of splits."""
-        return min(
-            -(-len(costs) // (132 // splits)) * (128 / splits * costs.mean() / 1755 + 4.5)
-            for splits in range(1, 9)
-        )
+
+def _time(costs):
+    """Microseconds for 8192 samples, in the best number of splits."""
+    return min(
+        _makespan(costs * (128 / splits) / 1755 + (3 if splits == 1 else 4.5), clusters)
+        for splits, clusters in enumerate(_CLUSTERS, 1)
+    )
+
+
+def _makespan(times, num_lanes):
+    """When the last of the tasks ends that so many lanes take, the longest first."""
+    if len(times) > 8 * num_lanes:
+        return times.sum() / num_lanes
+    ends = [0.0] * num_lanes
+    for time in np.sort(times)[::-1]:
+        heapq.heapreplace(ends, ends[0] + time)
+    return max(ends)
 
 
 def _regions(region, coordinates):

@@ -62,7 +62,8 @@ Status CountSteps(const MatmulDwArgs& args, LargeDwParams* params) {
   CountRegionSteps(args, kLargeDwStep, params);
   const Table& table = args.layout.OptionalTable(kSectionDwRegions0);
   params->num_regions = table.parameters[0];
-  const double step_us = table.parameters[1] / kClocksPerUs;
+  const double mean_us = table.parameters[1] / kClocksPerUs;
+  const double most_us = table.parameters[2] / kClocksPerUs;
   int num_splits = 1;
   double least_us = std::numeric_limits<double>::infinity();
   for (int splits = 1; splits <= kMaxClusterSize; ++splits) {
@@ -72,7 +73,9 @@ Status CountSteps(const MatmulDwArgs& args, LargeDwParams* params) {
     if (num_clusters < 1) continue;
     const int waves = (params->num_regions + num_clusters - 1) / num_clusters;
     const int steps = (params->num_steps + splits - 1) / splits;
-    const double us = waves * (steps * step_us + kStartUs + (splits > 1 ? kClusterUs : 0));
+    const double start_us = kStartUs + (splits > 1 ? kClusterUs : 0);
+    const double us =
+        waves == 1 ? steps * most_us + start_us : waves * (steps * mean_us + start_us);
     if (us >= least_us) continue;
     least_us = us;
     num_splits = splits;

@@ -31,8 +31,8 @@ struct LargeDwPolicy {
   static constexpr int kSlots = kMaxBlocks * kUnitsPerBlock / kWarpgroups;  // units of one
   static constexpr int kComputeThreads = kWarpgroups * kWarpgroupSize;
   static constexpr int kThreads = kComputeThreads + kWarpgroupSize;
-  static constexpr int kRegisters = 240;
-  static constexpr int kCopyRegisters = 24;
+  static constexpr int kRegisters = 232;
+  static constexpr int kCopyRegisters = 40;
 
   static constexpr int kPiecesPerChunk = kBlockSize / 64;
   static constexpr int kPieceBytes = 64 * kLargeDwStep * 2;
@@ -197,7 +197,13 @@ __device__ __forceinline__ void MultiplyUnits(const uint32_t (&places)[Policy::k
       x[u] = base + DescriptorUnits(ring.Offset(first, places[u] & 255));
       dy[u] = base + DescriptorUnits(ring.Offset(first, places[u] >> 8));
     }
-    WaitBarrier(ring.Full(i), ring.Parity(i));
+    // Where this step is late, the one before makes room as soon as it is multiplied.
+    const bool is_late = __any_sync(~0u, !TestBarrier(ring.Full(i), ring.Parity(i)));
+    if (is_late) {
+      WaitForWgmma<0>();
+      if (i > 0 && Lane() == 0) Arrive(ring.Empty(i - 1));
+      WaitBarrier(ring.Full(i), ring.Parity(i));
+    }
     FenceWgmma();
 #pragma unroll
     for (int k = 0; k < kLargeDwStep / 16; ++k)
@@ -206,9 +212,10 @@ __device__ __forceinline__ void MultiplyUnits(const uint32_t (&places)[Policy::k
         Product::template Multiply<kIsAxis1, kIsAxis1>(
             sums[u], Descriptor(x[u] + k * kDepth, kHigh), Descriptor(dy[u] + k * kDepth, kHigh));
     CommitWgmma();
-    // The step before is multiplied.
-    WaitForWgmma<1>();
-    if (i > 0 && Lane() == 0) Arrive(ring.Empty(i - 1));
+    if (!is_late) {
+      WaitForWgmma<1>();
+      if (i > 0 && Lane() == 0) Arrive(ring.Empty(i - 1));
+    }
     first = ring.Next(first, num_pieces);
   }
   WaitForWgmma<0>();
@@ -253,30 +260,42 @@ __device__ __forceinline__ void StoreBlocks(const LargeDwParams& p,
     if (block < 0) continue;
     const bool is_wanted = region.wanted >> b & 1;
     const int order = __popc(region.wanted & ((1u << b) - 1));
-    for (int i = rank * Policy::kComputeThreads + threadIdx.x; i < kFours;
-         i += p.num_splits * Policy::kComputeThreads) {
-      const int row = i / kFoursPerRow;
-      const int col = i % kFoursPerRow * 4;
-      const int unit = order * Policy::kUnitsPerBlock + row / Policy::kRows;
-      const int tile = unit % Policy::kWarpgroups * Policy::kSlots + unit / Policy::kWarpgroups;
-      const uint32_t from =
-          tiles + 4 * (tile * Policy::kTileSize + row % Policy::kRows * Policy::kTilePitch + col);
-      float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
-      if (is_wanted) {
-        sum = LoadClusterFour(from, 0);
-        for (int s = 1; s < p.num_splits; ++s) {
-          const float4 next = LoadClusterFour(from, s);
-          sum.x += next.x;
-          sum.y += next.y;
-          sum.z += next.z;
-          sum.w += next.w;
+    // All loads of a thread are under way together.
+    constexpr int kBatch = 4;
+    const int stride = p.num_splits * Policy::kComputeThreads;
+    for (int i = rank * Policy::kComputeThreads + threadIdx.x; i < kFours; i += kBatch * stride) {
+      float4 sums[kBatch];
+#pragma unroll
+      for (float4& sum : sums) sum = make_float4(0.f, 0.f, 0.f, 0.f);
+      for (int s = 0; is_wanted && s < p.num_splits; ++s) {
+        float4 parts[kBatch];
+#pragma unroll
+        for (int j = 0; j < kBatch; ++j) {
+          const int at = min(i + j * stride, kFours - 1);
+          const int row = at / kFoursPerRow;
+          const int unit = order * Policy::kUnitsPerBlock + row / Policy::kRows;
+          const int tile = unit % Policy::kWarpgroups * Policy::kSlots + unit / Policy::kWarpgroups;
+          const int from = tile * Policy::kTileSize + row % Policy::kRows * Policy::kTilePitch +
+                           at % kFoursPerRow * 4;
+          parts[j] = LoadClusterFour(tiles + 4 * from, s);
+        }
+#pragma unroll
+        for (int j = 0; j < kBatch; ++j) {
+          sums[j].x += parts[j].x;
+          sums[j].y += parts[j].y;
+          sums[j].z += parts[j].z;
+          sums[j].w += parts[j].w;
         }
       }
-      const int64_t offset = block * (4 * kFours) + 4 * i;
-      if (p.is_dw_float) {
-        StoreFour(static_cast<float*>(p.dw) + offset, sum, p.is_dw_aligned);
-      } else {
-        StoreFour(static_cast<typename Policy::T*>(p.dw) + offset, sum, p.is_dw_aligned);
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j) {
+        if (i + j * stride >= kFours) break;
+        const int64_t offset = block * (4 * kFours) + 4 * (i + j * stride);
+        if (p.is_dw_float) {
+          StoreFour(static_cast<float*>(p.dw) + offset, sums[j], p.is_dw_aligned);
+        } else {
+          StoreFour(static_cast<typename Policy::T*>(p.dw) + offset, sums[j], p.is_dw_aligned);
+        }
       }
     }
   }
@@ -339,6 +358,11 @@ __global__ void __launch_bounds__(Policy::kThreads, 1)
     GiveRegisters<Policy::kCopyRegisters>();
     if (threadIdx.x < Policy::kComputeThreads + kWarpSize)
       CopyPieces(p, region, ring, LargeDwSplit(p));
+    // With the others.
+    if (p.num_splits > 1) {
+      SyncCluster();
+      SyncCluster();
+    }
   } else {
     TakeRegisters<Policy::kRegisters>();
     ComputeBlocks(p, region, ring, reinterpret_cast<float*>(smem), LargeDwSplit(p));

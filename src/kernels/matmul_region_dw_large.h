@@ -4,7 +4,8 @@
 //
 // One table (kSectionDwRegions0) serves both feature axes:
 //
-//   parameters  number of regions, mean clocks of a region for kLargeDwStep samples, 0
+//   parameters  number of regions; clocks that kLargeDwStep samples take: the mean of all regions,
+//               the most
 //   section     int32[regions][kLargeDwWords]
 //                 0     number of chunks of x, each a block's features
 //                 1     of dy
