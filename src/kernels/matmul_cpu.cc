@@ -30,10 +30,10 @@ constexpr int64_t kWeightWords = int64_t{1}
 constexpr int64_t kStepsAtOnce = 1024;
 constexpr int64_t kLeastJobs = 16;      // so that a few threads share evenly
 constexpr int64_t kLeastPart = 56;      // samples that are worth packing the weights again
-constexpr int64_t kPackRows = 64;       // of a packing job
+constexpr int64_t kPackRows = 16;       // of a packing job
 constexpr int64_t kStripGap = 32;       // words
 constexpr int64_t kFlopsPerCycle = 32;  // rough rates for ParallelFor's costs
-constexpr int64_t kPackedPerCycle = 4;
+constexpr int64_t kPackedPerCycle = 1;
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t RoundUp(int64_t a, int64_t b) { return CeilDiv(a, b) * b; }
