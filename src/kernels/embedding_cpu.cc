@@ -4,12 +4,13 @@
 #include <cstring>
 #include <vector>
 
+#include "src/kernels/common/cpu_clones.h"
 #include "src/kernels/embedding.h"
 
 namespace blocksparse {
 namespace {
 
-constexpr int64_t kTile = 64;  // columns that are summed together, so that a large row is shared
+constexpr int64_t kTile = 256;  // columns that are summed together, so that a large row is shared
 
 // The positions of row c are order[starts[c]] to order[starts[c + 1] - 1], ascending.
 struct Positions {
@@ -33,28 +34,50 @@ Positions PositionsByRow(const EmbeddingInputs& in) {
   return positions;
 }
 
+// Columns [column, column + size) of one row of demb; size is at most kTile.
 template <typename T, typename TGrad>
-void SumRows(const EmbeddingGradArgs& args, const ParallelFor& parallel_for) {
-  const EmbeddingInputs& in = args.in;
-  const T* dy = static_cast<const T*>(args.dy);
-  TGrad* demb = static_cast<TGrad*>(args.demb);
-  const Positions positions = PositionsByRow(in);
-  const int64_t num_tiles = (in.width + kTile - 1) / kTile;
-  const int64_t cost = kTile * (1 + in.num_indices / std::max<int64_t>(in.rows, 1));
-  parallel_for(num_tiles * in.rows, cost, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t row = i % in.rows;
-      const int64_t column = i / in.rows * kTile;
-      const int64_t size = std::min(kTile, in.width - column);
-      float sums[kTile] = {};
-      for (int64_t p = positions.starts[row]; p < positions.starts[row + 1]; ++p) {
-        const T* values = dy + positions.order[p] * in.width + column;
-        for (int64_t j = 0; j < size; ++j) sums[j] += ToFloat(values[j]);
-      }
-      TGrad* result = demb + row * in.width + column;
-      for (int64_t j = 0; j < size; ++j) result[j] = FromFloat<TGrad>(sums[j]);
-    }
-  });
+BLOCKSPARSE_INLINE void SumTile(const EmbeddingGradArgs& args, const Positions& positions,
+                                int64_t row, int64_t column, int64_t size) {
+  const int64_t width = args.in.width;
+  const int64_t* position = positions.order.data() + positions.starts[row];
+  const int64_t* end = positions.order.data() + positions.starts[row + 1];
+  TGrad* __restrict__ result = static_cast<TGrad*>(args.demb) + row * width + column;
+  if (position == end) {
+    std::memset(result, 0, size * sizeof(TGrad));
+    return;
+  }
+  float sums[kTile] = {};
+  for (; position < end; ++position) {
+    const T* __restrict__ values = static_cast<const T*>(args.dy) + *position * width + column;
+    for (int64_t j = 0; j < size; ++j) sums[j] += ToFloat(values[j]);
+  }
+  for (int64_t j = 0; j < size; ++j) result[j] = FromFloat<TGrad>(sums[j]);
+}
+
+template <typename T>
+BLOCKSPARSE_INLINE void SumTileTo(const EmbeddingGradArgs& args, const Positions& positions,
+                                  int64_t row, int64_t column, int64_t size) {
+  switch (args.demb_dtype) {
+    case DType::kFloat32:
+      return SumTile<T, float>(args, positions, row, column, size);
+    case DType::kFloat16:
+      return SumTile<T, Half>(args, positions, row, column, size);
+    case DType::kBFloat16:
+      return SumTile<T, BFloat16>(args, positions, row, column, size);
+  }
+}
+
+BLOCKSPARSE_FOR_EACH_CPU
+void SumTileOf(const EmbeddingGradArgs& args, const Positions& positions, int64_t row,
+               int64_t column, int64_t size) {
+  switch (args.in.dtype) {
+    case DType::kFloat32:
+      return SumTileTo<float>(args, positions, row, column, size);
+    case DType::kFloat16:
+      return SumTileTo<Half>(args, positions, row, column, size);
+    case DType::kBFloat16:
+      return SumTileTo<BFloat16>(args, positions, row, column, size);
+  }
 }
 
 }  // namespace
@@ -85,9 +108,15 @@ Status EmbeddingCpu(const EmbeddingArgs& args, const ParallelFor& parallel_for) 
 }
 
 Status EmbeddingGradCpu(const EmbeddingGradArgs& args, const ParallelFor& parallel_for) {
-  WithCpuType(args.in.dtype, [&](auto t) {
-    WithCpuType(args.demb_dtype,
-                [&](auto t_grad) { SumRows<decltype(t), decltype(t_grad)>(args, parallel_for); });
+  const EmbeddingInputs& in = args.in;
+  const Positions positions = PositionsByRow(in);
+  const int64_t num_tiles = (in.width + kTile - 1) / kTile;
+  const int64_t cost = kTile * (1 + in.num_indices / std::max<int64_t>(in.rows, 1)) / 2;
+  parallel_for(num_tiles * in.rows, cost, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t column = i % num_tiles * kTile;
+      SumTileOf(args, positions, i / num_tiles, column, std::min(kTile, in.width - column));
+    }
   });
   return Status();
 }

@@ -30,10 +30,10 @@ constexpr int64_t kWeightWords = int64_t{1}
 constexpr int64_t kStepsAtOnce = 1024;
 constexpr int64_t kLeastJobs = 16;      // so that a few threads share evenly
 constexpr int64_t kLeastPart = 56;      // samples that are worth packing the weights again
-constexpr int64_t kPackRows = 64;       // of a packing job
+constexpr int64_t kPackRows = 16;       // of a packing job
 constexpr int64_t kStripGap = 32;       // words
 constexpr int64_t kFlopsPerCycle = 32;  // rough rates for ParallelFor's costs
-constexpr int64_t kPackedPerCycle = 4;
+constexpr int64_t kPackedPerCycle = 1;
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t RoundUp(int64_t a, int64_t b) { return CeilDiv(a, b) * b; }
@@ -145,6 +145,7 @@ class SliceUnits {
 // transpose the weights. Rough costs in cycles of a vector of float32, measured on Zen 4.
 bool IsTransposingFaster(const MatmulCpuKernels& kernels, const MatmulArgs& args) {
   constexpr double kWeight = 0.3;
+  constexpr double kSampleLanes = 1.07;  // the inner loop's time over that of the other one
   constexpr double kActivation = 0.35;
   const bool is_read_in_place =
       args.dtype == DType::kFloat32 || (args.dtype == DType::kBFloat16 && kernels.has_pairs);
@@ -154,7 +155,8 @@ bool IsTransposingFaster(const MatmulCpuKernels& kernels, const MatmulArgs& args
   const double features = (args.layout.in_blocks + args.layout.out_blocks) * size;
   const double batch = args.batch;
   const double lanes = kernels.lanes;
-  return weights * CeilDiv(args.batch, kernels.lanes) + kActivation * batch * features <
+  return kSampleLanes * weights * CeilDiv(args.batch, kernels.lanes) +
+             kActivation * batch * features <
          weights * (batch / lanes + kWeight);
 }
 

@@ -48,14 +48,15 @@ constexpr int kOuterLanes = kOuterVecs * kLanes;
 constexpr int kOuterStrips = kOuterVecs * kStripsOfVec;
 
 // sums += *value row.
-template <class Math, int kVecs>
+template <class Math, int kVecs, bool kIsTight>
 inline void AddProducts(const float* value, const Vec* row, Vec* sums) {
   if constexpr (kVecs == 1) {
     sums[0] = Math::MulAddBroadcast(value, row[0], sums[0]);
   } else {
     const Vec broadcast = Broadcast(value);
     BLOCKSPARSE_UNROLL for (int v = 0; v < kVecs; ++v) sums[v] =
-        Math::MulAdd(broadcast, row[v], sums[v]);
+        kIsTight ? Math::MulAddTight(broadcast, row[v], sums[v])
+                 : Math::MulAdd(broadcast, row[v], sums[v]);
   }
 }
 
@@ -97,7 +98,7 @@ void RowsKernel(const RowsTile& tile) {
           BLOCKSPARSE_UNROLL for (int v = 0; v < kVecs; ++v) w_row[v] = LoadVec(w + v * kLanes);
         }
         BLOCKSPARSE_UNROLL for (int r = 0; r < kRows; ++r) {
-          AddProducts<Math, kVecs>(x + r * kWords + d, w_row, sums[r]);
+          AddProducts<Math, kVecs, true>(x + r * kWords + d, w_row, sums[r]);
         }
       }
     }
@@ -184,7 +185,7 @@ void OuterKernel(const OuterTile& tile) {
       BLOCKSPARSE_UNROLL for (int v = 0; v < kVecs; ++v) columns[v] =
           LoadParts<kParts>(tile.strips + v * kParts, x);
       BLOCKSPARSE_UNROLL for (int r = 0; r < kOuterRows; ++r) {
-        AddProducts<Math, kVecs>(w + r * kRowStride, columns, sums[r]);
+        AddProducts<Math, kVecs, kIsPrefetching>(w + r * kRowStride, columns, sums[r]);
       }
     }
   }

@@ -3,16 +3,18 @@
 #ifndef BLOCKSPARSE_OPS_OP_UTILS_H_
 #define BLOCKSPARSE_OPS_OP_UTILS_H_
 
+#include <functional>
 #include <string>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "src/kernels/common/dtype.h"
 #include "src/kernels/common/parallel_for.h"
+#include "src/kernels/common/shared_work.h"
 #include "src/kernels/common/status.h"
 #include "src/kernels/matmul.h"
 #include "tensorflow/core/framework/op_kernel.h"
-#include "tensorflow/core/util/work_sharder.h"
 #include "xla/stream_executor/stream.h"
 
 namespace blocksparse {
@@ -27,10 +29,12 @@ inline Stream StreamOf(tensorflow::OpKernelContext* context) {
 // TensorFlow's intra-op threads as the kernels' ParallelFor. Valid during Compute.
 inline ParallelFor ParallelForOf(tensorflow::OpKernelContext* context) {
   const auto& threads = *context->device()->tensorflow_cpu_worker_threads();
-  return
-      [&threads](int64_t total, int64_t cost, const std::function<void(int64_t, int64_t)>& body) {
-        tensorflow::Shard(threads.num_threads, threads.workers, total, cost, body);
-      };
+  return [&threads](int64_t total, int64_t cost, const SharedWork::Body& body) {
+    ShareWork(
+        total, cost, threads.num_threads,
+        [&threads](std::function<void()> task) { threads.workers->Schedule(std::move(task)); },
+        body);
+  };
 }
 
 // float32, float16 or bfloat16; attributes admit nothing else.

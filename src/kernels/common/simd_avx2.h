@@ -31,6 +31,12 @@ inline Words PartOf(Vec value, int) { return value; }
 struct FloatMath {
   static constexpr bool kIsPairs = false;
   static Vec MulAdd(Vec a, Vec b, Vec sum) { return _mm256_fmadd_ps(a, b, sum); }
+  // For tiles that leave no register free. Of the intrinsic GCC 12 makes forms that overwrite a
+  // factor, and then keeps sums in memory.
+  static Vec MulAddTight(Vec a, Vec b, Vec sum) {
+    asm("vfmadd231ps %1, %2, %0" : "+x"(sum) : "x"(a), "x"(b));
+    return sum;
+  }
   static Vec MulAddBroadcast(const float* a, Vec b, Vec sum) {
     return MulAdd(Broadcast(a), b, sum);
   }

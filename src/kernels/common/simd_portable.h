@@ -44,6 +44,7 @@ struct FloatMath {
   static Vec MulAdd(Vec a, Vec b, Vec sum) {
     return {sum.low + a.low * b.low, sum.high + a.high * b.high};
   }
+  static Vec MulAddTight(Vec a, Vec b, Vec sum) { return MulAdd(a, b, sum); }
   static Vec MulAddBroadcast(const float* a, Vec b, Vec sum) {
     return MulAdd(Broadcast(a), b, sum);
   }
