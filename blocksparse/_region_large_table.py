@@ -22,8 +22,8 @@ _LIMITS = {64: ((12, 8), (9, 7), (8, 7)), 128: ((3, 4), (2, 3), (1, 2))}
 _MANY = 3000
 # Vertices of the graphs that regions are grown in, all at the same time: few in a large layout.
 _TILES = {64: 64, 128: 32}
-# Clusters of a size (from 1 on) that run at a time on the largest sm_90.
-_CLUSTERS = (132, 66, 40, 32, 24, 18, 16, 16)
+# Clusters of a size (from 1 on) that run at a time on an H200.
+_CLUSTERS = (132, 66, 39, 30, 22, 17, 15, 15)
 
 
 def large_dw_sections(layout):
@@ -68,7 +68,7 @@ class _Model:
 def _time(costs):
     """Microseconds for 8192 samples, in the best number of splits."""
     return min(
-        _makespan(costs * (128 / splits) / 1755 + (3 if splits == 1 else 4.5), clusters)
+        _makespan(costs * (128 / splits) / 1755 + 3 + 1.5 * (splits > 1) * splits, clusters)
         for splits, clusters in enumerate(_CLUSTERS, 1)
     )
 

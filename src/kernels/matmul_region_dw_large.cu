@@ -14,7 +14,7 @@ constexpr int kMinStepsPerSplit = 4;
 // Rates of an H200 for the choice of splits.
 constexpr double kClocksPerUs = 1755;
 constexpr double kStartUs = 3;      // of a thread block, and its end
-constexpr double kClusterUs = 1.5;  // more where sums are added over a cluster
+constexpr double kClusterUs = 1.5;  // more for each thread block of a cluster
 
 // Calls f(LargeDwKernels<T, B>).
 template <class F>
@@ -73,7 +73,7 @@ Status CountSteps(const MatmulDwArgs& args, LargeDwParams* params) {
     if (num_clusters < 1) continue;
     const int waves = (params->num_regions + num_clusters - 1) / num_clusters;
     const int steps = (params->num_steps + splits - 1) / splits;
-    const double start_us = kStartUs + (splits > 1 ? kClusterUs : 0);
+    const double start_us = kStartUs + (splits > 1 ? kClusterUs * splits : 0);
     const double us =
         waves == 1 ? steps * most_us + start_us : waves * (steps * mean_us + start_us);
     if (us >= least_us) continue;

@@ -5,13 +5,12 @@
 #ifndef BLOCKSPARSE_KERNELS_MATMUL_REGION_DW_LARGE_CUH_
 #define BLOCKSPARSE_KERNELS_MATMUL_REGION_DW_LARGE_CUH_
 
-#include <atomic>
-
 #include "src/kernels/common/cuda_cluster.h"
 #include "src/kernels/common/dispatch.h"
 #include "src/kernels/common/hopper.cuh"
 #include "src/kernels/common/load_store.cuh"
 #include "src/kernels/common/mma.cuh"
+#include "src/kernels/common/named_barrier.cuh"
 #include "src/kernels/common/tensor_map.h"
 #include "src/kernels/common/tensor_map_replace.cuh"
 #include "src/kernels/matmul_region_dw_large.h"
@@ -172,8 +171,9 @@ __device__ __forceinline__ void CopyPieces(const LargeDwParams& p,
 // ring. places: first pieces of x and dy.
 template <class Policy, int kCount>
 __device__ __forceinline__ void MultiplyUnits(const uint32_t (&places)[Policy::kSlots],
-                                              int num_pieces, const LargeDwRing<Policy>& ring,
-                                              int num_steps, float* tiles) {
+                                              int warpgroup, int num_pieces,
+                                              const LargeDwRing<Policy>& ring, int num_steps,
+                                              float* tiles) {
   using Product = Wgmma<typename Policy::T, Policy::kBlockSize>;
   // Rows of 128 bytes: 64 samples of a feature, or 64 features of a sample.
   constexpr bool kIsAxis1 = Policy::kIsAxis1;
@@ -198,7 +198,9 @@ __device__ __forceinline__ void MultiplyUnits(const uint32_t (&places)[Policy::k
       dy[u] = base + DescriptorUnits(ring.Offset(first, places[u] >> 8));
     }
     // Where this step is late, the one before makes room as soon as it is multiplied.
-    const bool is_late = __any_sync(~0u, !TestBarrier(ring.Full(i), ring.Parity(i)));
+    // All four warps take the same branches, as wgmma wants.
+    const bool is_late =
+        AnyThread<kWarpgroupSize>(1 + warpgroup, !TestBarrier(ring.Full(i), ring.Parity(i)));
     if (is_late) {
       WaitForWgmma<0>();
       if (i > 0 && Lane() == 0) Arrive(ring.Empty(i - 1));
@@ -222,7 +224,7 @@ __device__ __forceinline__ void MultiplyUnits(const uint32_t (&places)[Policy::k
 #pragma unroll
   for (auto& unit : sums) FenceRegisters(unit);
 
-  SyncThreads<Policy::kComputeThreads>(1);
+  SyncInstances<Policy::kComputeThreads>(1 + Policy::kWarpgroups);
   const int row = threadIdx.x / kWarpSize % 4 * 16 + Lane() / 4;
 #pragma unroll
   for (int u = 0; u < kCount; ++u)
@@ -237,13 +239,15 @@ __device__ __forceinline__ void MultiplyUnits(const uint32_t (&places)[Policy::k
 // The same for a count known at run time.
 template <class Policy, int kCount = Policy::kSlots>
 __device__ __forceinline__ void MultiplyUnits(int count, const uint32_t (&places)[Policy::kSlots],
-                                              int num_pieces, const LargeDwRing<Policy>& ring,
-                                              int num_steps, float* tiles) {
+                                              int warpgroup, int num_pieces,
+                                              const LargeDwRing<Policy>& ring, int num_steps,
+                                              float* tiles) {
   if constexpr (kCount > 0) {
     if (count < kCount)
-      return MultiplyUnits<Policy, kCount - 1>(count, places, num_pieces, ring, num_steps, tiles);
+      return MultiplyUnits<Policy, kCount - 1>(count, places, warpgroup, num_pieces, ring,
+                                               num_steps, tiles);
   }
-  MultiplyUnits<Policy, kCount>(places, num_pieces, ring, num_steps, tiles);
+  MultiplyUnits<Policy, kCount>(places, warpgroup, num_pieces, ring, num_steps, tiles);
 }
 
 // Writes this thread block's share of the region, summed over the cluster in the order of its
@@ -320,12 +324,12 @@ __device__ __forceinline__ void ComputeBlocks(const LargeDwParams& p,
     places[u] = __shfl_sync(~0u, region.place, found == 0 ? 0 : __ffs(found) - 1) +
                 unit % Policy::kUnitsPerBlock;
   }
-  MultiplyUnits<Policy>(count, places, region.num_pieces, ring, split.num_steps,
+  MultiplyUnits<Policy>(count, places, warpgroup, region.num_pieces, ring, split.num_steps,
                         tiles + warpgroup * Policy::kSlots * Policy::kTileSize);
   if (p.num_splits > 1) {
     SyncCluster();
   } else {
-    SyncThreads<Policy::kComputeThreads>(1);
+    SyncThreads<Policy::kComputeThreads>(1 + Policy::kWarpgroups);
   }
   StoreBlocks(p, region, ring.pieces);
   // Others may still read this thread block's sums.

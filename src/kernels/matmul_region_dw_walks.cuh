@@ -4,6 +4,7 @@
 #ifndef BLOCKSPARSE_KERNELS_MATMUL_REGION_DW_WALKS_CUH_
 #define BLOCKSPARSE_KERNELS_MATMUL_REGION_DW_WALKS_CUH_
 
+#include "src/kernels/common/named_barrier.cuh"
 #include "src/kernels/matmul_region_dw_ring.cuh"
 
 namespace blocksparse {
@@ -171,7 +172,7 @@ __device__ __forceinline__ void MultiplySteps(const WarpWalks<Policy>& walks,
     position.Advance(ring.num_stages);
   }
 
-  SyncThreads<Policy::kWarps * kWarpSize>(1);
+  SyncInstances<Policy::kWarps * kWarpSize>(1);
 #pragma unroll
   for (int slot = 0; slot < kCount; ++slot)
     UnitTile<Policy>::Put(tiles + slot * UnitTile<Policy>::kSize, sums[slot]);
