@@ -26,7 +26,7 @@ def natural_order():
         _searches.reset(token)
 
 
-def column_groups(mask, num_columns, row_cost, num_groups=None, power=4):
+def column_groups(mask, num_columns, row_cost, num_groups=None, power=4, max_words=MAX_WORDS):
     """Which columns each group has.
 
     A group costs row_cost for each input row that some column of it needs, and 1 for each block.
@@ -40,6 +40,7 @@ def column_groups(mask, num_columns, row_cost, num_groups=None, power=4):
       row_cost: relative to a block's.
       num_groups: as many as are needed, unless more are wanted.
       power: of costs; the higher, the more the most expensive group counts.
+      max_words: of column masks compared, at most.
     Returns:
       int64[groups, num_columns]: columns, -1 where there is none.
     """
@@ -56,7 +57,7 @@ def column_groups(mask, num_columns, row_cost, num_groups=None, power=4):
     if mask.size > MAX_MASK or not _searches.get():
         return np.where(natural < mask.shape[1], natural, -1)
     groups = _spread(_gather(bits[: mask.shape[1]], num_groups), num_groups, num_columns)
-    _swap(groups, bits, sizes, row_cost, power)
+    _swap(groups, bits, sizes, row_cost, power, max_words)
     if total(natural) <= total(groups):
         groups = natural
     return np.where(groups < mask.shape[1], groups, -1)
@@ -154,7 +155,7 @@ def _without_each(bits):
     return np.bitwise_or.reduce(bits[..., others, :], axis=-2)
 
 
-def _swap(groups, bits, sizes, row_cost, power):
+def _swap(groups, bits, sizes, row_cost, power, max_words):
     """Swaps columns of two groups while that lowers the sum of powers; changes `groups`.
 
     Each step tries all swaps of one group with all other columns and makes the best one.
@@ -169,7 +170,7 @@ def _swap(groups, bits, sizes, row_cost, power):
     blocks = sizes[groups].sum(axis=1)
     costs = row_cost * _count(np.bitwise_or.reduce(bits[groups], axis=1)) + blocks
     scale = costs.mean()
-    steps = min(MAX_SWAPS, 1 + MAX_WORDS // (2 * num_columns * bits.size))
+    steps = min(MAX_SWAPS, 1 + max_words // (2 * num_columns * bits.size))
     idle = 0
     for step in range(steps):
         a = step % num_groups

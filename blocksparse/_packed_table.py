@@ -21,6 +21,8 @@ SPANS = 2  # of a stage, at most
 STAGE_BYTES = 42 * 1024
 # Units of a stage times their width, at most.
 MAX_STAGE = 2048
+# Bounds the search for shares, see `_column_groups.py`.
+MAX_WORDS = 1 << 23
 # Wide units where they are fewer than this share of the narrow ones.
 WIDE_SHARE = 0.78
 # Broad tiles where this share of the narrow units is stored: they load x half as often and W twice.
@@ -133,7 +135,8 @@ def _columns(row_masks, per_unit, shape):
     else:
         # Where x is the bottleneck, fewer rows are worth more than even shares.
         power = 4 if shape is BROAD else 32
-        parts = column_groups(unit_masks, per_share, 1.5, num_groups * shares, power)
+        num_parts = num_groups * shares
+        parts = column_groups(unit_masks, per_share, 1.5, num_parts, power, MAX_WORDS)
         part_masks = masks_of(units[parts].reshape(len(parts), -1))
         groups = parts[column_groups(part_masks, shares, 4, num_groups)]
     return units[groups]
