@@ -83,16 +83,23 @@ class _Model:
 
     def time(self, num_regions, cost, num_units):
         """Of regions that cost the same, in the best number of splits."""
-        # Partial sums are written and read: as clocks for each 16 of 8192 samples.
         return min(
-            -(-num_regions * splits // _SMS) / splits * cost
-            + (splits > 1) * (6 + 1e-5 * splits * num_units * self.unit**2)
+            -(-num_regions * splits // _SMS) / splits * cost + self.sums(splits, num_units)
             for splits in _SPLITS
         )
 
     def makespan(self, costs, num_units):
-        waves = -np.sort(-costs)[::_SMS].sum() / -(-len(costs) // _SMS)
-        return self.time(len(costs), waves, num_units)
+        """The same of given costs, in whole waves, as the kernel's launch counts them."""
+        waves = {splits: -(-len(costs) * splits // _SMS) for splits in _SPLITS}
+        return min(
+            (costs.max() if waves[splits] == 1 else waves[splits] * costs.mean()) / splits
+            + self.sums(splits, num_units)
+            for splits in _SPLITS
+        )
+
+    def sums(self, splits, num_units):
+        """To write and read partial sums: as clocks for each 16 of 8192 samples."""
+        return (splits > 1) * (6 + 1e-5 * splits * num_units * self.unit**2)
 
 
 def _rectangles(weights, model):

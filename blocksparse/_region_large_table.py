@@ -78,7 +78,7 @@ def _makespan(times, num_lanes):
     if len(times) > 8 * num_lanes:
         return times.sum() / num_lanes
     ends = [0.0] * num_lanes
-    for time in np.sort(times)[::-1]:
+    for time in np.sort(times)[::-1].tolist():
         heapq.heapreplace(ends, ends[0] + time)
     return max(ends)
 
