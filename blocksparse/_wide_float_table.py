@@ -4,13 +4,17 @@ every word.
 Only numpy here.
 """
 
+import contextlib
+
 import numpy as np
 
-from blocksparse._column_groups import column_groups
+from blocksparse._column_groups import column_groups, natural_order
 from blocksparse._wide_table import BLOCK_SIZES, MAX_SLICES, RING_BYTES, ROWS, place
 
 BLOCK = 32  # that the kernel knows; larger ones are cut
 GROUP = 11  # block columns
+# Larger masks, in elements, keep the natural order: the other tables have taken their time.
+MAX_MASK = 1 << 19
 GRANULE_BYTES = BLOCK * BLOCK * 4
 
 
@@ -40,7 +44,8 @@ def _table(numbers):
     """(vector, parameters) for blocks numbered `numbers`[inputs, outputs], -1 where none is."""
     mask = numbers >= 0
     num_groups = -(-mask.shape[1] // GROUP)
-    columns = column_groups(mask, GROUP, ROWS / BLOCK, num_groups, power=32)
+    with natural_order() if mask.size > MAX_MASK else contextlib.nullcontext():
+        columns = column_groups(mask, GROUP, ROWS / BLOCK, num_groups, power=32)
 
     # bits[group, slice]: which of the group's columns need the slice.
     by_column = np.concatenate([mask.T, np.zeros((1, mask.shape[0]), bool)])  # column -1
