@@ -32,17 +32,23 @@ export PYTORCH_NO_CUDA_MEMORY_CACHING=1
 short="GPU and not 3001 and not 9112 and not damaged"
 declare -A selection=([memcheck]=GPU [racecheck]=$short [synccheck]=$short)
 declare -A packed=([memcheck]=GPU [racecheck]=fewest [synccheck]=fewest)
+hopper="test/test_kernels_wide.py test/test_kernels_wide_float.py test/test_kernels_region_dw.py"
+declare -A of_hopper=([memcheck]="not damaged" [racecheck]="gate or hubs and 32" [synccheck]="gate or hubs and 32")
+# A thread block of the wide kernels has 131 barriers.
+declare -A options=([memcheck]="" [racecheck]="" [synccheck]="--num-cuda-barriers 65536")
 # The ops under TensorFlow: every room but the products, which the C interface covers.
 rooms="test/test_l2_norm.py test/test_layer_norm.py test/test_lstm_gates.py test/test_cross_entropy.py test/test_embedding.py"
 declare -A ops=([memcheck]="$rooms test/test_matmul_gate.py" [racecheck]="$rooms -k eager" [synccheck]="$rooms -k eager")
 export TF_GPU_ALLOCATOR=cuda_malloc_async  # no pool of TensorFlow's own, for the same reason
 for tool in memcheck racecheck synccheck; do
   echo "== compute-sanitizer $tool: the GPU kernels"
-  check=(compute-sanitizer --tool "$tool" --kernel-name kns=blocksparse --error-exitcode 9 --print-limit 20)
+  check=(compute-sanitizer --tool "$tool" --kernel-name kns=blocksparse --error-exitcode 9 --print-limit 20
+         ${options[$tool]})
   if "$PYTHON" -c 'import torch' 2>/dev/null; then
     export BLOCKSPARSE_KERNELS="${folder[$tool]}/libblocksparse_kernels.so"
     "${check[@]}" "$PYTHON" -m pytest $tests --noconftest test/test_kernels.py -k "${selection[$tool]}"
     "${check[@]}" "$PYTHON" -m pytest $tests --noconftest test/test_matmul_packed.py -k "${packed[$tool]}"
+    "${check[@]}" "$PYTHON" -m pytest $tests --noconftest $hopper -k "${of_hopper[$tool]}"
     unset BLOCKSPARSE_KERNELS
   fi
   if "$PYTHON" -c 'import tensorflow' 2>/dev/null; then
