@@ -119,7 +119,7 @@ def place(sizes, counts, capacity):
     distances = np.full_like(sizes, REACH)
     index = np.arange(sizes.shape[1])
     for distance in range(REACH, 0, -1):
-        back = (index - distance) % counts[:, None]
+        back = (index - distance) % np.maximum(counts, 1)[:, None]
         start = np.take_along_axis(positions, back, axis=1)
         stop = start + np.take_along_axis(sizes, back, axis=1)
         overlaps = (start < positions + sizes) & (positions < stop)
