@@ -8,7 +8,7 @@ tests="-q -s -p no:cacheprovider"  # -s: a finding ends the process, and what it
 export TF_CPP_MIN_LOG_LEVEL=3
 
 echo "== AddressSanitizer and UndefinedBehaviorSanitizer: the CPU kernels through their C interface"
-flags="-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g"
+flags="-O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer"
 make --no-print-directory -j2 kernels BUILD="$build" NVCC= SANITIZE="$flags" >/dev/null
 runtimes="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libubsan.so) $(g++ -print-file-name=libstdc++.so)"
 sanitized() {
