@@ -1,6 +1,6 @@
 """Prints a results file of bench_rooms.py as Markdown: a row for each room, in geometric means.
 
-python bench/summarize_rooms.py bench/results/rooms-cpu-2026-11-20.json
+python bench/summarize_rooms.py bench/results/NAME.json
 """
 
 import json
