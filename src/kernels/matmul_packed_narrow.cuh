@@ -139,10 +139,10 @@ struct PackedNarrowTile {
   static __device__ __forceinline__ void StoreRows(const PackedParams& p, const float (&low)[4],
                                                    const float (&high)[4], int64_t n,
                                                    int64_t feature) {
-    const uint32_t pairs[4] = {TransposeMatrix(PackPair(T{}, low[0], low[1])),
-                               TransposeMatrix(PackPair(T{}, low[2], low[3])),
-                               TransposeMatrix(PackPair(T{}, high[0], high[1])),
-                               TransposeMatrix(PackPair(T{}, high[2], high[3]))};
+    const uint32_t pairs[4] = {TransposeMatrix(PackPair<T>(low[0], low[1])),
+                               TransposeMatrix(PackPair<T>(low[2], low[3])),
+                               TransposeMatrix(PackPair<T>(high[0], high[1])),
+                               TransposeMatrix(PackPair<T>(high[2], high[3]))};
     const uint4 eight = GatherEight(pairs);
     const int64_t sample = n + Lane() % 4 * 8;
     if (feature >= 0 && sample < p.batch)

@@ -4,19 +4,10 @@
 
 #include "src/kernels/common/hopper.cuh"
 #include "src/kernels/common/mma.cuh"
+#include "src/kernels/common/round.cuh"
 #include "src/kernels/matmul_packed_policy.h"
 
 namespace blocksparse {
-
-// Two sums as one word, the first in the low half.
-__device__ __forceinline__ uint32_t PackPair(__half, float first, float second) {
-  const __half2 pair = __floats2half2_rn(first, second);
-  return *reinterpret_cast<const uint32_t*>(&pair);
-}
-__device__ __forceinline__ uint32_t PackPair(__nv_bfloat16, float first, float second) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(first, second);
-  return *reinterpret_cast<const uint32_t*>(&pair);
-}
 
 // Lane t of each four holds `even` for elements 2t and 2t + 1 of one run of 8 and `odd` for those
 // of another; returns 4 elements in a row: of the first run in even lanes, of the second in odd.
@@ -70,8 +61,8 @@ __device__ __forceinline__ void StorePackedSums(const PackedParams& p, const flo
   uint32_t pairs[2][2];                     // [run of features][samples 0 to 7, 8 to 15]
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    pairs[0][h] = PackPair(T{}, low[2 * h], low[2 * h + 1]);
-    pairs[1][h] = PackPair(T{}, high[2 * h], high[2 * h + 1]);
+    pairs[0][h] = PackPair<T>(low[2 * h], low[2 * h + 1]);
+    pairs[1][h] = PackPair<T>(high[2 * h], high[2 * h + 1]);
   }
   if constexpr (Policy::kIsAxis1) {
     const int64_t feature = is_odd ? features.first[1] : features.first[0];

@@ -13,24 +13,12 @@
 #define BLOCKSPARSE_KERNELS_MATMUL_WIDE_CUH_
 
 #include "src/kernels/common/cuda_launch.h"
+#include "src/kernels/common/round.cuh"
 #include "src/kernels/matmul_wide_ring.cuh"
 
 namespace blocksparse {
 
 #ifdef BLOCKSPARSE_HAS_HOPPER
-
-template <typename T>
-__device__ __forceinline__ uint32_t PackPair(float low, float high) {
-  uint32_t bits;
-  if constexpr (std::is_same_v<T, __half>) {
-    const __half2 pair = __floats2half2_rn(low, high);
-    bits = *reinterpret_cast<const uint32_t*>(&pair);
-  } else {
-    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-    bits = *reinterpret_cast<const uint32_t*>(&pair);
-  }
-  return bits;
-}
 
 template <class Policy>
 struct WideWorker {

@@ -172,11 +172,6 @@ template <int kPending>
 __device__ __forceinline__ void WaitForTileReads() {
   asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kPending) : "memory");
 }
-// The same until they have also been written.
-template <int kPending>
-__device__ __forceinline__ void WaitForTileStores() {
-  asm volatile("cp.async.bulk.wait_group %0;" ::"n"(kPending) : "memory");
-}
 
 // ---- matrices of a warp ----
 

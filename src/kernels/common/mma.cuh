@@ -19,6 +19,7 @@
 
 #include "src/kernels/common/arch.h"
 #include "src/kernels/common/load_store.cuh"
+#include "src/kernels/common/round.cuh"
 
 namespace blocksparse {
 
@@ -56,25 +57,6 @@ __device__ __forceinline__ void LoadMatrix4(uint32_t row, uint32_t (&r)[4]) {
 template <bool kIsTransposed>
 __device__ __forceinline__ void LoadMatrix4(const void* row, uint32_t (&r)[4]) {
   LoadMatrix4<kIsTransposed>(SharedAddress(row), r);
-}
-// The same where `is_wanted`, which is one value for the warp; elsewhere r stays as it is.
-template <bool kIsTransposed>
-__device__ __forceinline__ void LoadMatrix4If(bool is_wanted, uint32_t row, uint32_t (&r)[4]) {
-  if constexpr (kIsTransposed) {
-    asm volatile(
-        "{ .reg .pred p; setp.ne.b32 p, %5, 0;\n"
-        "@p ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4]; }"
-        : "+r"(r[0]), "+r"(r[1]), "+r"(r[2]), "+r"(r[3])
-        : "r"(row), "r"(int{is_wanted})
-        : "memory");
-  } else {
-    asm volatile(
-        "{ .reg .pred p; setp.ne.b32 p, %5, 0;\n"
-        "@p ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4]; }"
-        : "+r"(r[0]), "+r"(r[1]), "+r"(r[2]), "+r"(r[3])
-        : "r"(row), "r"(int{is_wanted})
-        : "memory");
-  }
 }
 // Transposes an 8 x 8 matrix of 16-bit elements: lane 4 g + t holds [g][2t] and [g][2t + 1].
 __device__ __forceinline__ uint32_t TransposeMatrix(uint32_t r) {
@@ -237,12 +219,7 @@ struct Tf32Math {
 
  private:
   static __device__ __forceinline__ uint32_t Bits(float v) { return __float_as_uint(v); }
-  // To nearest; without it the tensor core truncates, which doubles the error and biases the sum.
-  static __device__ __forceinline__ float Round(float v) {
-    uint32_t rounded;
-    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(v));
-    return __uint_as_float(rounded);
-  }
+  static __device__ __forceinline__ float Round(float v) { return __uint_as_float(RoundToTf32(v)); }
 };
 
 // float32 throughout, on the ordinary arithmetic units.

@@ -45,11 +45,6 @@ struct TensorBox {
   int swizzle_bytes;  // 0, 32, 64 or 128
 };
 
-// Whether a tensor map can describe a matrix with rows of `inner` elements.
-inline bool HasTensorMap(const void* data, int64_t inner, int element_bytes) {
-  return reinterpret_cast<uintptr_t>(data) % 16 == 0 && inner * element_bytes % 16 == 0;
-}
-
 // The driver's encoder, found at run time: the library does not link against the driver. Null where
 // there is none.
 inline auto TensorMapEncoder() {
