@@ -5,22 +5,11 @@ and an sm_90 GPU for the products.
 """
 
 import importlib
-import os
-import pathlib
 import re
-import sys
-import types
 
 import numpy as np
 import pytest
-
-ROOT = pathlib.Path(__file__).parents[1]
-ALONE = os.environ.get("BLOCKSPARSE_KERNELS")
-if ALONE and "blocksparse" not in sys.modules:
-    # The package without its __init__, which imports TensorFlow.
-    package = types.ModuleType("blocksparse")
-    package.__path__ = [str(ROOT / "blocksparse")]
-    sys.modules["blocksparse"] = package
+from without_tensorflow import ALONE, ROOT, hopper, needs_hopper
 
 region_division = importlib.import_module("blocksparse._region_division")
 table = importlib.import_module("blocksparse._region_dw_table")
@@ -29,19 +18,6 @@ kernels_module = importlib.import_module("blocksparse.testing.kernels")
 layouts = importlib.import_module("blocksparse.testing.layouts")
 SparsityLayout = importlib.import_module("blocksparse.layout").SparsityLayout
 
-
-def hopper():
-    try:
-        import torch
-    except ImportError:
-        return None
-    has_gpu = ALONE and torch.cuda.is_available()
-    return torch if has_gpu and torch.cuda.get_device_capability() == (9, 0) else None
-
-
-needs_hopper = pytest.mark.skipif(
-    hopper() is None, reason="needs torch, an sm_90 GPU and BLOCKSPARSE_KERNELS"
-)
 RNG = np.random.default_rng(0)
 MASKS = layouts.standard() | {
     "tenth": RNG.random((70, 90)) < 0.1,

@@ -6,22 +6,11 @@ and an sm_90 GPU for the products.
 """
 
 import importlib
-import os
-import pathlib
 import re
-import sys
-import types
 
 import numpy as np
 import pytest
-
-ROOT = pathlib.Path(__file__).parents[1]
-ALONE = os.environ.get("BLOCKSPARSE_KERNELS")
-if ALONE and "blocksparse" not in sys.modules:
-    # The package without its __init__, which imports TensorFlow.
-    package = types.ModuleType("blocksparse")
-    package.__path__ = [str(ROOT / "blocksparse")]
-    sys.modules["blocksparse"] = package
+from without_tensorflow import ALONE, ROOT, hopper, needs_hopper, random_layout
 
 _gpu_tables = importlib.import_module("blocksparse._gpu_tables")
 _wide_float_table = importlib.import_module("blocksparse._wide_float_table")
@@ -30,28 +19,10 @@ layouts = importlib.import_module("blocksparse.testing.layouts")
 tolerance = importlib.import_module("blocksparse.testing.tolerance")
 SparsityLayout = importlib.import_module("blocksparse.layout").SparsityLayout
 
-
-def hopper():
-    try:
-        import torch
-    except ImportError:
-        return None
-    has_gpu = ALONE and torch.cuda.is_available()
-    return torch if has_gpu and torch.cuda.get_device_capability() == (9, 0) else None
-
-
-needs_hopper = pytest.mark.skipif(
-    hopper() is None, reason="needs torch, an sm_90 GPU and BLOCKSPARSE_KERNELS"
-)
 SIZES = (32, 64, 128)
 # Samples enough for a tile of 64 on each of an H200's 132 multiprocessors.
 LONG = 8448
 arithmetics = pytest.mark.parametrize("tf32", [True, False], ids=["tf32", "float32"])
-
-
-def random_layout(size, rows, columns, density, seed=0):
-    rng = np.random.default_rng(seed)
-    return SparsityLayout(rng.random((rows, columns)) < density, size)
 
 
 # ---- tables ----

@@ -4,35 +4,15 @@ Runs where BLOCKSPARSE_KERNELS names the library of `make kernels`, without Tens
 """
 
 import importlib
-import os
-import pathlib
-import sys
-import types
 
 import numpy as np
 import pytest
+from without_tensorflow import ALONE, hopper
 
-ROOT = pathlib.Path(__file__).parents[1]
-ALONE = os.environ.get("BLOCKSPARSE_KERNELS")
-
-
-def gpu():
-    try:
-        import torch
-    except ImportError:
-        return None
-    is_hopper = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
-    return torch if ALONE and is_hopper else None
-
-
-torch = gpu()
+torch = hopper()
 if torch is None:
     pytest.skip("needs torch, an sm_90 GPU and BLOCKSPARSE_KERNELS", allow_module_level=True)
 
-if "blocksparse" not in sys.modules:  # the package without its __init__, which needs TensorFlow
-    package = types.ModuleType("blocksparse")
-    package.__path__ = [str(ROOT / "blocksparse")]
-    sys.modules["blocksparse"] = package
 SparsityLayout = importlib.import_module("blocksparse.layout").SparsityLayout
 gpu_tables = importlib.import_module("blocksparse._gpu_tables").gpu_tables
 kernels_module = importlib.import_module("blocksparse.testing.kernels")
