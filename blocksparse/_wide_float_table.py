@@ -9,7 +9,7 @@ import contextlib
 import numpy as np
 
 from blocksparse._column_groups import column_groups, natural_order
-from blocksparse._wide_table import BLOCK_SIZES, MAX_SLICES, RING_BYTES, ROWS, place
+from blocksparse._wide_table import RING_BYTES, ROWS, block_numbers, place, serves_layout
 
 BLOCK = 32  # that the kernel knows; larger ones are cut
 GROUP = 11  # block columns
@@ -22,22 +22,10 @@ def wide_float_sections(layout):
     """The sections `wide_float_fprop` and `wide_float_dx`; {} for a layout that the kernel does not
     serve.
     """
-    size = layout.block_size
-    if size not in BLOCK_SIZES or max(layout.mask.shape) * size // BLOCK > MAX_SLICES:
+    if not serves_layout(layout, BLOCK):
         return {}
-    numbers = np.full(layout.mask.shape, -1, np.int64)
-    numbers[tuple(layout.coordinates.T)] = np.arange(layout.num_blocks)
-    while size > BLOCK:
-        numbers = _cut(numbers)
-        size //= 2
+    numbers = block_numbers(layout, BLOCK)
     return {"wide_float_fprop": _table(numbers), "wide_float_dx": _table(numbers.T)}
-
-
-def _cut(numbers):
-    """The four parts of each block in its place: 4 block + 2 (lower half) + (right half)."""
-    parts = np.tile(np.arange(4).reshape(2, 2), numbers.shape)
-    cut = np.repeat(np.repeat(numbers * 4, 2, axis=0), 2, axis=1) + parts
-    return np.where(cut < 0, -1, cut)
 
 
 def _table(numbers):

@@ -22,19 +22,31 @@ FILL = 0.9
 
 def wide_sections(layout):
     """The sections `wide_fprop` and `wide_dx`; {} for a layout that the kernel does not serve."""
-    size = layout.block_size
-    halves = max(1, size // LARGEST)
-    if size not in BLOCK_SIZES or max(layout.mask.shape) * halves > MAX_SLICES:
+    size = min(layout.block_size, LARGEST)
+    if not serves_layout(layout, size):
         return {}
+    numbers = block_numbers(layout, size)
+    return {"wide_fprop": _table(numbers, size), "wide_dx": _table(numbers.T, size)}
+
+
+def serves_layout(layout, size):
+    """Whether a wide kernel that knows blocks of `size` serves the layout."""
+    num_slices = max(layout.mask.shape) * layout.block_size // size
+    return layout.block_size in BLOCK_SIZES and num_slices <= MAX_SLICES
+
+
+def block_numbers(layout, size):
+    """int64[inputs, outputs], the numbers of blocks of `size`, -1 where none is stored.
+
+    Larger blocks are quartered until they fit: 4 block + 2 (lower half) + (right half).
+    """
     numbers = np.full(layout.mask.shape, -1, np.int64)
     numbers[tuple(layout.coordinates.T)] = np.arange(layout.num_blocks)
-    if halves > 1:
-        # Parts of a block: 2 (lower half) + (right half).
-        part = np.arange(halves**2).reshape(halves, halves)
-        cut = np.kron(numbers * halves**2, np.ones_like(part)) + np.tile(part, numbers.shape)
+    for _ in range((layout.block_size // size).bit_length() - 1):
+        parts = np.tile(np.arange(4).reshape(2, 2), numbers.shape)
+        cut = np.repeat(np.repeat(numbers * 4, 2, axis=0), 2, axis=1) + parts
         numbers = np.where(cut < 0, -1, cut)
-    size //= halves
-    return {"wide_fprop": _table(numbers, size), "wide_dx": _table(numbers.T, size)}
+    return numbers
 
 
 def _table(numbers, size):
