@@ -13,6 +13,7 @@ import argparse
 import itertools
 import json
 
+import goals
 import numpy as np
 import tensorflow as tf
 
@@ -137,12 +138,11 @@ def kernel_times(path):
         return {}
     with open(path) as file:
         results = json.load(file)["results"]
-    names = {"fp32": "float32"}
     return {
         (
             r["product"],
             tuple(r["shape"]),
-            names.get(r["arithmetic"], r["arithmetic"]),
+            goals.NAMES.get(r["arithmetic"], r["arithmetic"]),
             r["block"],
             r["axis"],
             r["target_density"],

@@ -3,6 +3,8 @@
 # Rates that were measured on an H200: cuBLAS's dense products, and reading device memory.
 DENSE_FLOPS = {"bfloat16": 790e12, "float16": 790e12, "tf32": 270e12, "fp32": 45e12}
 MEMORY_BYTES = 4.3e12
+# What others call an arithmetic, where that differs.
+NAMES = {"fp32": "float32"}
 # What tensor cores allow: half the rate for TensorFloat-32, a third for float32 as three products.
 TENSOR_FLOPS = DENSE_FLOPS | {"tf32": 395e12, "fp32": 263e12}
 

@@ -17,15 +17,13 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
 import goals  # noqa: E402
 
-NAMES = {"fp32": "float32"}  # advise's names of arithmetics, where they differ
-
 
 def machine(results):
     """What `blocksparse/advice.py` reads of one device."""
     grids = {}
     for r in results:
         if r["group"] == "advice":
-            key = f"{NAMES.get(r['arithmetic'], r['arithmetic'])} {r['product']} {r['block']}"
+            key = f"{goals.NAMES.get(r['arithmetic'], r['arithmetic'])} {r['product']} {r['block']}"
             grids.setdefault(key, {})[r["target_density"], r["shape"][2]] = r["us"]
     us = {}
     for key, cells in grids.items():
@@ -33,7 +31,7 @@ def machine(results):
         times = [[round(cells[d, n], 2) for n in samples] for d in densities]
         us[key] = {"densities": densities, "samples": samples, "us": times}
     return {
-        "dense_flops": {NAMES.get(a, a): f for a, f in goals.DENSE_FLOPS.items()},
+        "dense_flops": {goals.NAMES.get(a, a): f for a, f in goals.DENSE_FLOPS.items()},
         "memory_bytes": goals.MEMORY_BYTES,
         "launch_us": min(min(map(min, grid["us"])) for grid in us.values()),
         "us": us,
@@ -54,7 +52,7 @@ def check(results):
         shape, block = r["shape"], r["block"]
         rng = np.random.default_rng(0)
         mask = layouts.random(rng, shape[0] // block, shape[1] // block, r["target_density"])
-        dtype = NAMES.get(r["arithmetic"], r["arithmetic"])
+        dtype = goals.NAMES.get(r["arithmetic"], r["arithmetic"])
         found = advice.advise(SparsityLayout(mask, block), shape[2], dtype, "NVIDIA H200")
         estimate = next(e for e in found.estimates if e.product == r["product"])
         ratios.setdefault((r["group"], "ours"), []).append(estimate.us / r["us"])
