@@ -86,13 +86,8 @@ class _Model:
         )
 
     def makespan(self, costs, num_units):
-        """The same of given costs, in whole waves, as the kernel's launch counts them."""
-        waves = {splits: -(-len(costs) * splits // _SMS) for splits in _SPLITS}
-        return min(
-            (costs.max() if waves[splits] == 1 else waves[splits] * costs.mean()) / splits
-            + self.sums(splits, num_units)
-            for splits in _SPLITS
-        )
+        waves = -np.sort(-costs)[::_SMS].sum() / -(-len(costs) // _SMS)
+        return self.time(len(costs), waves, num_units)
 
     def sums(self, splits, num_units):
         """To write and read partial sums: as clocks for each 16 of 8192 samples."""
@@ -150,13 +145,14 @@ def _grown(weights, model):
     best = None
     for _ in range(4 if num_units < 2e4 else 1):
         owner, costs = grow(tiles, limit, model)
-        makespan = model.makespan(costs, num_units)
-        if best is None or makespan < best[0]:
-            best = makespan, owner, costs
+        # One region more than fits whole waves would take another.
+        found = len(costs) > goal, model.makespan(costs, num_units)
+        if best is None or found < best[0]:
+            best = found, owner, costs
         if 0.98 * goal <= len(costs) <= goal:
             break
         limit *= (len(costs) / goal) ** 0.8 * (1.01 if len(costs) > goal else 1)
-    return best[0], restore(best[1]), best[2]
+    return best[0][1], restore(best[1]), best[2]
 
 
 def cut(weights, size):
