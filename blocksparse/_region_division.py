@@ -29,13 +29,14 @@ _SPLITS = (1, 2, 3, 4, 6, 8)
 _TIE = 2.0**-10
 
 
-def divide(cells, unit, chunk):
+def divide(cells, unit, chunk, is_quick=False):
     """The region of each unit.
 
     Args:
       cells: int64[units, 2], the chunks of x and dy that a unit joins.
       unit: 16 or 32, its edge.
       chunk: 32 or 64, features of a chunk.
+      is_quick: two thirds of the time for a large layout, regions that read a tenth more.
     Returns:
       int64[units], regions numbered from 0 on, the dearest first.
     """
@@ -46,7 +47,7 @@ def divide(cells, unit, chunk):
     density = np.count_nonzero(whole) / whole.size
     best = _rectangles(whole, model) if density > 0.3 else None
     if density < 0.5 or best is None:
-        best = min(filter(None, (best, _grown(whole, model))), key=lambda found: found[0])
+        best = min(filter(None, (best, _grown(whole, model, is_quick))), key=lambda found: found[0])
     owner, costs = best[1:]
     rank = np.empty(len(costs), np.int64)
     rank[np.argsort(-costs, kind="stable")] = np.arange(len(costs))
@@ -136,10 +137,10 @@ def _rectangles(weights, model):
     return best
 
 
-def _grown(weights, model):
+def _grown(weights, model, is_quick):
     """(makespan, owner, costs) of grown regions, for the best of a few limits of their cost."""
     num_units = weights.sum()
-    tile = 128 if num_units < 2000 else 64
+    tile = 32 if is_quick else 128 if num_units < 2000 else 64
     tiles, restore = cut(weights, tile)
     goal, limit = _goal(weights, model)
     best = None
