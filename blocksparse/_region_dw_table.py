@@ -18,14 +18,21 @@ SLOTS = {16: 14, 32: 6}
 RUNS = {16: 14, 32: 2}
 
 
-def region_dw_sections(layout):
-    """{"dw_regions_<axis>": (int64 vector, (regions, unit, entries))}, or `large_dw_sections`."""
+def region_dw_sections(layout, is_quick=False, axes=(0, 1)):
+    """The tables of dw by regions.
+
+    Args:
+      layout: SparsityLayout.
+      is_quick: for a layout that changes often; regions read a little more.
+      axes: the feature axes that are wanted, for blocks up to 32.
+    Returns:
+      {"dw_regions_<axis>": (int64 vector, (regions, unit, entries))}, or `large_dw_sections`.
+    """
     if layout.block_size > 32:
-        return large_dw_sections(layout)
+        return large_dw_sections(layout, is_quick)
     unit, units, blocks = _units(layout)
     return {
-        f"dw_regions_{axis}": _section(unit, units, blocks, chunk)
-        for axis, chunk in enumerate(CHUNKS)
+        f"dw_regions_{axis}": _section(unit, units, blocks, CHUNKS[axis], is_quick) for axis in axes
     }
 
 
@@ -49,10 +56,10 @@ def _units(layout):
     return unit, np.stack([keys // grid[1], keys % grid[1]], axis=1), blocks
 
 
-def _section(unit, units, blocks, chunk):
+def _section(unit, units, blocks, chunk, is_quick):
     per_chunk = chunk // unit
     cells = units // per_chunk
-    region = divide(cells, unit, chunk)
+    region = divide(cells, unit, chunk, is_quick)
     chunks, ends = _chunks(region, cells)
     ends = ends * per_chunk + units % per_chunk
     order = pairs if RUNS[unit] == 2 else walks

@@ -26,13 +26,15 @@ _TILES = {64: 64, 128: 32}
 _CLUSTERS = (132, 66, 39, 30, 22, 17, 15, 15)
 
 
-def large_dw_sections(layout):
+def large_dw_sections(layout, is_quick=False):
     """{"dw_regions_0": (int64 vector, (regions, mean clocks of one, most clocks))}."""
     size = layout.block_size
     has_many = layout.num_blocks > _MANY
-    tiles, restore = cut(layout.mask.astype(np.float32), _TILES[size] if has_many else 64)
+    tiles, restore = cut(
+        layout.mask.astype(np.float32), _TILES[size] if has_many or is_quick else 64
+    )
     best = None
-    for limit in _LIMITS[size][: 1 if has_many else None]:
+    for limit in _LIMITS[size][: 1 if has_many or is_quick else None]:
         owner, costs = grow(tiles, np.inf, _Model(size, *limit))
         time = _time(costs)
         if best is None or time < best[0]:

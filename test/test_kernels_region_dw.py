@@ -65,10 +65,11 @@ def test_constants_of_large_blocks_agree():
 
 
 @pytest.mark.parametrize("size", [64, 128])
+@pytest.mark.parametrize("is_quick", [False, True])
 @pytest.mark.parametrize("name", MASKS)
-def test_regions_of_large_blocks_hold_each_block_once(name, size):
+def test_regions_of_large_blocks_hold_each_block_once(name, size, is_quick):
     layout = SparsityLayout(MASKS[name], size)
-    section, (num_regions, clocks, _) = table.region_dw_sections(layout)["dw_regions_0"]
+    section, (num_regions, clocks, _) = table.region_dw_sections(layout, is_quick)["dw_regions_0"]
     words = section.view(np.int32).reshape(num_regions, large_table.WORDS)
     assert clocks > 0
     found = {}
@@ -89,12 +90,12 @@ def test_regions_of_large_blocks_hold_each_block_once(name, size):
     ]
 
 
+@pytest.mark.parametrize("is_quick", [False, True])
 @pytest.mark.parametrize("name, size, axis", CASES)
-def test_walks_pass_each_block_once(name, size, axis):
+def test_walks_pass_each_block_once(name, size, axis, is_quick):
     layout = SparsityLayout(MASKS[name], size)
-    section, (num_regions, unit, num_entries) = table.region_dw_sections(layout)[
-        f"dw_regions_{axis}"
-    ]
+    sections = table.region_dw_sections(layout, is_quick, axes=(axis,))
+    section, (num_regions, unit, num_entries) = sections[f"dw_regions_{axis}"]
     warps, run, per_edge = table.WARPS[unit], table.RUNS[unit], unit // size
     words = (per_edge**2 + 2) // 2 * 2
     parts = np.cumsum([num_regions * warps + 1, num_regions * table.CHUNK_WORDS // 2])
