@@ -75,7 +75,9 @@ struct StreamParams {
   int64_t batch;
   int block_size;
   int batch_tiles;
+  int log_slices;    // log2 of the tiles of a block's columns
   bool is_one_wave;  // all tiles run at once, so that their order does not matter
+  bool prefetches;   // the first blocks of W to the L2 cache while the previous kernel ends
   const T* x;
   int64_t x_stride;  // from one row of x to the next
   const T* w;
@@ -138,11 +140,38 @@ struct StreamWarp {
   float entry_gate = 0.f;  // and its gate
   float sums[Policy::kRowTiles][Policy::kColTiles][4] = {};
 
+  // A window of the table; entries to blocks that there are not become -1.
+  __device__ __forceinline__ void ReadEntries(int next) {
+    window = next;
+    const int chunk = Chunk(window * kWindow + Lane() / kPieces);
+    const int idx = kPieces > 1 ? chunk * kPieces + Lane() % kPieces : chunk >> log_chunks;
+    entry = {-1, -1};
+    if (idx < num_entries) entry = p.direction.entries[first_entry + idx];
+    if (!IsValid(entry, p.direction.num_inputs, p.num_blocks)) entry = {-1, -1};
+  }
+
+  // And those to blocks whose gate is 0. Another kernel may have made the gates.
+  __device__ __forceinline__ void ReadGates() {
+    if (p.gate == nullptr) return;
+    entry_gate = entry.index >= 0 ? p.gate[entry.block] : 0.f;
+    if (entry_gate == 0.f) entry = {-1, -1};
+  }
+
+  // What the ring takes first, of blocks that are one piece.
+  __device__ __forceinline__ void PrefetchBlocks() const {
+    if (Lane() < kStages * kPieces && entry.index >= 0)
+      PrefetchBytes(p.w + entry.block * int64_t{kPieceDepth * Policy::kWidth},
+                    kPieceDepth * Policy::kWidth * sizeof(T));
+  }
+
   // Starts copying the i-th chunk of this warp.
   __device__ __forceinline__ void LoadChunk(int i, int stage) {
     const typename Policy::TileX to_x = {ring + stage * Policy::kStageElements};
     const typename Policy::TileW to_w = {to_x.data + Policy::kSizeX};
-    if (i / kWindow != window) ReadEntries(i / kWindow);
+    if (i / kWindow != window) {
+      ReadEntries(i / kWindow);
+      ReadGates();
+    }
     const int depth = (Chunk(i) & ((1 << log_chunks) - 1)) * kPieceDepth;
 #pragma unroll
     for (int j = 0; j < kPieces; ++j) {
@@ -237,19 +266,6 @@ struct StreamWarp {
 
  private:
   __device__ __forceinline__ int Chunk(int i) const { return first_chunk + i * step; }
-
-  __device__ __forceinline__ void ReadEntries(int next) {
-    window = next;
-    const int chunk = Chunk(window * kWindow + Lane() / kPieces);
-    const int idx = kPieces > 1 ? chunk * kPieces + Lane() % kPieces : chunk >> log_chunks;
-    entry = {-1, -1};
-    if (idx < num_entries) entry = p.direction.entries[first_entry + idx];
-    if (!IsValid(entry, p.direction.num_inputs, p.num_blocks)) entry = {-1, -1};
-    if (p.gate != nullptr) {
-      entry_gate = entry.index >= 0 ? p.gate[entry.block] : 0.f;
-      if (entry_gate == 0.f) entry = {-1, -1};
-    }
-  }
 };
 
 template <class Policy>
@@ -260,15 +276,15 @@ __global__ void MatmulStreamKernel(const __grid_constant__ StreamParams<typename
   const int num_warps = blockDim.x / kWarpSize;
 
   LetNextKernelStart();
-  const int slices = p.block_size / Policy::kWidth;
-  const int64_t tile = blockIdx.x / p.batch_tiles;
-  const int64_t n = blockIdx.x % p.batch_tiles * int64_t{Policy::kBatchTile};
-  const int64_t column = p.is_one_wave ? tile / slices : p.direction.order[tile / slices];
+  const uint32_t tile = blockIdx.x / static_cast<uint32_t>(p.batch_tiles);
+  const int64_t n = (blockIdx.x - tile * p.batch_tiles) * int64_t{Policy::kBatchTile};
+  const uint32_t place = tile >> p.log_slices;
+  const int64_t column = p.is_one_wave ? place : p.direction.order[place];
   const bool is_valid = column >= 0 && column < p.direction.num_outputs;
   const EntryRange range =
       is_valid ? ColumnEntries(p.direction, p.num_blocks, column) : EntryRange{0, 0};
   const int num_valid = static_cast<int>(min(p.batch - n, int64_t{Policy::kBatchTile}));
-  const int first_col = static_cast<int>(tile % slices) * Policy::kWidth;
+  const int first_col = static_cast<int>(tile - (place << p.log_slices)) * Policy::kWidth;
   const int num_entries = static_cast<int>(range.end - range.begin);
   const int log_chunks = max(0, __ffs(p.block_size / Policy::kChunk) - 1);
 
@@ -276,14 +292,17 @@ __global__ void MatmulStreamKernel(const __grid_constant__ StreamParams<typename
   float* gates =
       reinterpret_cast<float*>(smem + num_warps * Policy::kWarpBytes) + warp * Policy::kGates;
   const int64_t sample_stride = Policy::kIsAxis1 ? p.x_stride : 1;
-  WaitForPreviousKernel();  // before this, only the tables have been read
-  if (!is_valid) return;    // a damaged table
   StreamWarp<Policy> work = {p,           reinterpret_cast<T*>(room),
                              gates,       p.x + n * sample_stride,
                              num_valid,   first_col,
                              range.begin, num_entries,
                              log_chunks,  warp,
                              num_warps};
+  work.ReadEntries(0);
+  if (p.prefetches) work.PrefetchBlocks();
+  WaitForPreviousKernel();  // before this, only the tables have been read
+  if (!is_valid) return;    // a damaged table
+  work.ReadGates();
   const int num_chunks = ((num_entries << log_chunks) + Policy::kPieces - 1) / Policy::kPieces;
   work.Run(num_chunks > warp ? (num_chunks - warp + num_warps - 1) / num_warps : 0);
   work.StoreSums();
@@ -327,8 +346,9 @@ Status LaunchMatmulStream(const MatmulArgs& args, Stream stream) {
   using T = typename Policy::T;
   const Direction& direction = args.is_dx ? args.layout.dx : args.layout.fprop;
   const int64_t batch_tiles = (args.batch + Policy::kBatchTile - 1) / Policy::kBatchTile;
-  const int64_t num_tiles =
-      direction.num_outputs * (args.layout.block_size / Policy::kWidth) * batch_tiles;
+  int log_slices = 0;
+  while (Policy::kWidth << log_slices < args.layout.block_size) ++log_slices;
+  const int64_t num_tiles = (direction.num_outputs << log_slices) * batch_tiles;
   int num_sms = 0;
   BLOCKSPARSE_RETURN_IF_ERROR(CountSms(&num_sms));
   int smem_bytes = 0;
@@ -341,12 +361,18 @@ Status LaunchMatmulStream(const MatmulArgs& args, Stream stream) {
   const int64_t x_stride = is_copy            ? StreamPitch(args.batch)
                            : Policy::kIsAxis1 ? direction.num_inputs * args.layout.block_size
                                               : args.batch;
+  // Where one thread block fills an SM, it starts too late for that to pay.
+  const bool is_one_wave = num_tiles <= kWaveTiles * num_sms;
+  const bool prefetches = num_tiles > num_sms && is_one_wave && args.gate == nullptr &&
+                          args.layout.block_size == Policy::kPieceDepth;
   const StreamParams<T> params = {direction,
                                   args.layout.num_blocks,
                                   args.batch,
                                   args.layout.block_size,
                                   static_cast<int>(batch_tiles),
-                                  num_tiles <= kWaveTiles * num_sms,
+                                  log_slices,
+                                  is_one_wave,
+                                  prefetches,
                                   static_cast<const T*>(is_copy ? args.workspace : args.x),
                                   x_stride,
                                   static_cast<const T*>(args.w),
