@@ -52,15 +52,9 @@ struct StreamPolicy {
   static constexpr int kRingBytes = kStages * kStageElements * static_cast<int>(sizeof(T));
   static constexpr int kGates = kStages * kPieces;
 
-  // The tile of y, as its rows lie in memory.
-  static constexpr int kColsY = kIsAxis1Y ? kWidth : kBatchTile;
-  using TileY = PaddedTile<T, kColsY>;
   static constexpr int kSums = kBatchTile * kWidth;
-  static constexpr int kSumBytes = kSums * static_cast<int>(sizeof(float));
-  static constexpr int kTileBytes = kSums / kColsY * TileY::kPitch * static_cast<int>(sizeof(T));
-
-  // A warp's room: its ring, later its sums and, behind those of the first warp, the tile of y.
-  static constexpr int kWarpBytes = std::max(kRingBytes, kSumBytes + kTileBytes);
+  // A warp's room: its ring, later its sums.
+  static constexpr int kWarpBytes = std::max(kRingBytes, kSums* static_cast<int>(sizeof(float)));
   static_assert(kWarpBytes % kVectorBytes == 0, "every warp's ring starts on a vector");
 
   static constexpr int SmemBytes(int num_warps) {
@@ -83,6 +77,12 @@ struct StreamParams {
   const T* w;
   const float* gate;
   T* y;
+};
+
+template <typename T>
+struct alignas(2 * sizeof(T)) Neighbours {
+  T low;
+  T high;
 };
 
 // Thread blocks of four warps that run at once on a Hopper SM.
@@ -308,8 +308,10 @@ __global__ void MatmulStreamKernel(const __grid_constant__ StreamParams<typename
   work.StoreSums();
   __syncthreads();
 
-  // Adds the warps' sums in their order, and turns the fragments into a tile of y.
-  const typename Policy::TileY tile_y = {reinterpret_cast<T*>(smem + Policy::kSumBytes)};
+  // Adds the warps' sums in their order. A lane has two rows of a fragment, two neighbours in each:
+  // y is a small part of what moves, and takes no way through shared memory.
+  const int64_t feature = column * p.block_size + first_col;
+  const int64_t pitch = Policy::kIsAxis1Y ? p.direction.num_outputs * p.block_size : p.batch;
   for (int v = threadIdx.x; v < Policy::kSums / 4; v += blockDim.x) {
     float sum[4] = {};
     for (int i = 0; i < num_warps; ++i) {
@@ -320,24 +322,20 @@ __global__ void MatmulStreamKernel(const __grid_constant__ StreamParams<typename
       sum[3] += part.w;
     }
     const int fragment = v / kWarpSize;
+    const int col = fragment % Policy::kColTiles * kMmaCols + MmaCol();
 #pragma unroll
-    for (int s = 0; s < 4; ++s) {
-      const int row = fragment / Policy::kColTiles * kMmaRows + MmaRow() + s / 2 * 8;
-      const int col = fragment % Policy::kColTiles * kMmaCols + MmaCol() + s % 2;
-      *(Policy::kIsAxis1Y ? tile_y.At(row, col) : tile_y.At(col, row)) = T(sum[s]);
+    for (int half = 0; half < 2; ++half) {
+      const int row = fragment / Policy::kColTiles * kMmaRows + MmaRow() + half * 8;
+      if (row >= num_valid) continue;
+      const Neighbours<T> pair = {T(sum[half * 2]), T(sum[half * 2 + 1])};
+      if constexpr (Policy::kIsAxis1Y) {
+        *reinterpret_cast<Neighbours<T>*>(p.y + (n + row) * pitch + feature + col) = pair;
+      } else {
+        T* to = p.y + (feature + col) * pitch + n + row;
+        to[0] = pair.low;
+        to[pitch] = pair.high;
+      }
     }
-  }
-  __syncthreads();
-  constexpr int kVectorsPerRow = Policy::kColsY / Policy::kVector;
-  for (int v = threadIdx.x; v < Policy::kSums / Policy::kVector; v += blockDim.x) {
-    const int row = v / kVectorsPerRow;
-    const int col = v % kVectorsPerRow * Policy::kVector;
-    if ((Policy::kIsAxis1Y ? row : col) >= num_valid) continue;
-    const int64_t feature = column * p.block_size + first_col;
-    T* to = Policy::kIsAxis1Y
-                ? p.y + (n + row) * p.direction.num_outputs * p.block_size + feature + col
-                : p.y + (feature + row) * p.batch + n + col;
-    *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(tile_y.At(row, col));
   }
 }
 
