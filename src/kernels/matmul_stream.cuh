@@ -85,8 +85,39 @@ struct alignas(2 * sizeof(T)) Neighbours {
   T high;
 };
 
-// Thread blocks of four warps that run at once on a Hopper SM.
+// Thread blocks that run at once on a Hopper SM, and the warps of each where they are one, two...
 constexpr int kWaveTiles = 3;
+constexpr int kWaveWarps[kWaveTiles] = {8, 6, 4};
+
+// How thread blocks share an SM.
+struct StreamLaunch {
+  int num_warps;
+  int smem_bytes;
+  bool is_one_wave;
+
+  // As many warps as have room. In one wave, each thread block asks for so much shared memory that
+  // no SM takes more than its share: thread blocks that come while the previous kernel ends would
+  // crowd where it ends first.
+  template <class Policy>
+  Status Choose(int64_t num_tiles, int num_sms) {
+    int sm_bytes = 0;
+    BLOCKSPARSE_RETURN_IF_ERROR(
+        FindAttribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, &sm_bytes));
+    int max_bytes = 0;
+    BLOCKSPARSE_RETURN_IF_ERROR(FindMaxSmem(&max_bytes));
+    is_one_wave = num_tiles <= int64_t{kWaveTiles} * num_sms;
+    const int tiles_per_sm =
+        is_one_wave ? static_cast<int>((num_tiles + num_sms - 1) / num_sms) : kWaveTiles;
+    const auto share = [&](int count) { return sm_bytes / count - kReservedSmemBytes; };
+    num_warps = kWaveWarps[tiles_per_sm - 1];
+    while (num_warps > 1 && Policy::SmemBytes(num_warps) > std::min(share(tiles_per_sm), max_bytes))
+      --num_warps;
+    smem_bytes = Policy::SmemBytes(num_warps);
+    if (is_one_wave)
+      smem_bytes = std::max(smem_bytes, std::min(share(tiles_per_sm + 1) + 1, max_bytes));
+    return Status();
+  }
+};
 
 // Copies kRows rows of kCols elements, `stride` apart in global memory, by one warp.
 template <typename T, int kRows, int kCols>
@@ -347,21 +378,18 @@ Status LaunchMatmulStream(const MatmulArgs& args, Stream stream) {
   int log_slices = 0;
   while (Policy::kWidth << log_slices < args.layout.block_size) ++log_slices;
   const int64_t num_tiles = (direction.num_outputs << log_slices) * batch_tiles;
+  if (num_tiles == 0) return Status();
   int num_sms = 0;
   BLOCKSPARSE_RETURN_IF_ERROR(CountSms(&num_sms));
-  int smem_bytes = 0;
-  BLOCKSPARSE_RETURN_IF_ERROR(FindMaxSmem(&smem_bytes));
-  // Few tiles get more warps each, as far as the shared memory goes.
-  int num_warps = num_tiles <= num_sms ? 8 : 4;
-  while (Policy::SmemBytes(num_warps) > smem_bytes) num_warps /= 2;
+  StreamLaunch launch = {};
+  BLOCKSPARSE_RETURN_IF_ERROR(launch.Choose<Policy>(num_tiles, num_sms));
   const bool is_copy = Policy::kIsAxis1Y && !Policy::kIsAxis1;
   if (is_copy) BLOCKSPARSE_RETURN_IF_ERROR(TransposeForStream(args, stream));
   const int64_t x_stride = is_copy            ? StreamPitch(args.batch)
                            : Policy::kIsAxis1 ? direction.num_inputs * args.layout.block_size
                                               : args.batch;
   // Where one thread block fills an SM, it starts too late for that to pay.
-  const bool is_one_wave = num_tiles <= kWaveTiles * num_sms;
-  const bool prefetches = num_tiles > num_sms && is_one_wave && args.gate == nullptr &&
+  const bool prefetches = num_tiles > num_sms && launch.is_one_wave && args.gate == nullptr &&
                           args.layout.block_size == Policy::kPieceDepth;
   const StreamParams<T> params = {direction,
                                   args.layout.num_blocks,
@@ -369,7 +397,7 @@ Status LaunchMatmulStream(const MatmulArgs& args, Stream stream) {
                                   args.layout.block_size,
                                   static_cast<int>(batch_tiles),
                                   log_slices,
-                                  is_one_wave,
+                                  launch.is_one_wave,
                                   prefetches,
                                   static_cast<const T*>(is_copy ? args.workspace : args.x),
                                   x_stride,
@@ -377,7 +405,7 @@ Status LaunchMatmulStream(const MatmulArgs& args, Stream stream) {
                                   args.gate,
                                   static_cast<T*>(args.y)};
   return LaunchEarly("MatmulStreamKernel", MatmulStreamKernel<Policy>, num_tiles,
-                     num_warps * kWarpSize, Policy::SmemBytes(num_warps), stream, params);
+                     launch.num_warps * kWarpSize, launch.smem_bytes, stream, params);
 }
 
 template <class Math>
