@@ -73,7 +73,7 @@ class _Model:
         arrive = self.arrive * num_chunks
         multiply = self.multiply * num_units
         # With few steps in shared memory, arriving and multiplying wait for each other.
-        others = np.clip(_RING // np.maximum(num_chunks, 1), 2, 8) - 1
+        others = np.minimum(np.maximum(_RING // np.maximum(num_chunks, 1), 2), 8) - 1
         waiting = np.minimum(arrive, multiply) + self.latency / others
         return np.maximum(np.maximum(arrive, multiply), waiting)
 
@@ -146,7 +146,7 @@ def _rectangles(weights, model):
 def _grown(weights, model, is_quick):
     """(makespan, owner, costs) of grown regions, for the best of a few limits of their cost."""
     num_units = weights.sum()
-    attempts = 4 if num_units < 2e4 else 1
+    attempts = 4 if num_units < 2000 else 3 if num_units < 2e4 else 1
     tiles, restore = cut(weights, 32 if is_quick else _tile(weights, attempts))
     goal, limit = _goal(weights, model)
     best = None
