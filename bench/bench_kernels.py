@@ -79,8 +79,9 @@ def cases(args):
             yield case("layouts", product, large, 32, 1, 0.1, layout=layout)
     for arithmetic in goals.FLOAT32_TFLOPS:
         for density in goals.DENSITIES[1:]:
-            for product in ("fprop", "dw"):
-                yield case("float32", product, large, 32, 1, density, arithmetic=arithmetic)
+            yield case("float32", "fprop", large, 32, 1, density, arithmetic=arithmetic)
+        for axis, block, density in itertools.product(args.axis, args.block, goals.DENSITIES):
+            yield case("float32", "dw", large, block, axis, density, arithmetic=arithmetic)
     for product in PRODUCTS:
         yield case("extras", product, large, 32, 1, 0.1, gated=True)
     yield case("extras", "dw", large, 32, 1, 0.1, pairs=8)

@@ -11,6 +11,9 @@ from collections import defaultdict
 ENTRY = re.compile(r"Compiling entry function '(\w+)' for '(\w+)'")
 USAGE = re.compile(r"Used (\d+) registers")
 SPILL = re.compile(r"(\d+) bytes spill stores")
+# Bytes that may be spilled, by a part of the mangled name. RegionDwPolicy of units of 32 with sums
+# apart: 4 of a thread's 192 sums, stored and loaded once for 48 products.
+DECLARED = {"RegionDwPolicyI6__halfLi32ELb1E": 16}
 
 
 def kernels(text):
@@ -45,7 +48,7 @@ def check(path):
     problems = [
         f"{name} ({arch}): {spilled} bytes of registers spilled"
         for name, arch, _, spilled in kernels(text)
-        if spilled
+        if spilled > max((DECLARED[part] for part in DECLARED if part in name), default=0)
     ]
     problems += [line for line in text.splitlines() if "C75" in line and "serializ" in line]
     problems += [line for line in text.splitlines() if "warning" in line]

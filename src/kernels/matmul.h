@@ -66,7 +66,7 @@ struct MatmulDwArgs {
   DType dtype;     // T of x and dy
   DType dw_dtype;  // T or float32
   int feature_axis;
-  bool allow_tf32;
+  bool allow_tf32;  // as above; see matmul_region_dw_float.h
   int num_pairs;
   Layout layout;
   const float*
@@ -105,7 +105,7 @@ Status MatmulWorkspaceBytes(const MatmulArgs& args, int64_t* bytes);
 
 // Scratch of MatmulDwGpu: float32 partial sums where few blocks meet a long batch, at most
 // kMaxDwSplits copies of a dw that does not fill the device (under 36 MiB on an H200), 0 otherwise;
-// on sm_90 as matmul_region_dw.h says. Its contents do not matter.
+// on sm_90 as matmul_region_dw.h and matmul_region_dw_float.h say. Its contents do not matter.
 Status MatmulDwWorkspaceBytes(const MatmulDwArgs& args, int64_t* bytes);
 
 }  // namespace blocksparse

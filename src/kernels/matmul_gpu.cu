@@ -8,6 +8,7 @@
 #include "src/kernels/matmul_instances.h"
 #include "src/kernels/matmul_packed.h"
 #include "src/kernels/matmul_region_dw.h"
+#include "src/kernels/matmul_region_dw_float.h"
 #include "src/kernels/matmul_region_dw_large.h"
 #include "src/kernels/matmul_stream.h"
 #include "src/kernels/matmul_wide.h"
@@ -137,6 +138,7 @@ Status MatmulWorkspaceBytes(const MatmulArgs& args, int64_t* bytes) {
 Status MatmulDwWorkspaceBytes(const MatmulDwArgs& args, int64_t* bytes) {
   if (RegionDwServes(args)) return RegionDwWorkspaceBytes(args, bytes);
   if (LargeDwServes(args)) return LargeDwWorkspaceBytes(args, bytes);
+  if (FloatDwServes(args)) return FloatDwWorkspaceBytes(args, bytes);
   DwSplit split = {};
   BLOCKSPARSE_RETURN_IF_ERROR(SplitOf(args, &split));
   *bytes = split.num_splits > 1
@@ -148,6 +150,7 @@ Status MatmulDwWorkspaceBytes(const MatmulDwArgs& args, int64_t* bytes) {
 Status MatmulDwGpu(const MatmulDwArgs& args, Stream stream) {
   if (RegionDwServes(args)) return MatmulRegionDw(args, stream);
   if (LargeDwServes(args)) return MatmulLargeDw(args, stream);
+  if (FloatDwServes(args)) return MatmulFloatDw(args, stream);
   DwSplit split = {};
   BLOCKSPARSE_RETURN_IF_ERROR(SplitOf(args, &split));
   BLOCKSPARSE_RETURN_IF_ERROR(WithMath(args.dtype, args.allow_tf32, [&](auto kernels) {

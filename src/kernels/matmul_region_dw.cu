@@ -93,24 +93,44 @@ bool IsFaster(const MatmulDwArgs& args, RegionDwParams* params) {
          (CountSteps(args, params, &us).ok() && us < 1.15 * GeneralUs(args));
 }
 
-int64_t SumBytes(const MatmulDwArgs& args, const RegionDwParams& params) {
-  if (params.num_splits == 1) return 0;
-  return params.num_splits * DwSize(args.layout) * static_cast<int64_t>(sizeof(float));
+int64_t SumBytes(const MatmulDwArgs& args, int num_copies) {
+  return num_copies * DwSize(args.layout) * static_cast<int64_t>(sizeof(float));
 }
 
 // Calls f(RegionDwKernels<T, unit>).
 template <class F>
-Status WithKernels(DType dtype, int unit, F f) {
-  const auto with_type = [&](auto t) {
-    using T = decltype(t);
-    return unit == 16 ? f(RegionDwKernels<T, 16>{}) : f(RegionDwKernels<T, 32>{});
-  };
-  return dtype == DType::kFloat16 ? with_type(__half{}) : with_type(__nv_bfloat16{});
+Status WithKernels(DType dtype, int unit, bool adds_apart, F f) {
+  const auto with_unit = [&](auto of_16, auto of_32) { return unit == 16 ? f(of_16) : f(of_32); };
+  if (adds_apart)
+    return with_unit(RegionDwKernels<__half, 16, true>{}, RegionDwKernels<__half, 32, true>{});
+  if (dtype == DType::kFloat16)
+    return with_unit(RegionDwKernels<__half, 16>{}, RegionDwKernels<__half, 32>{});
+  return with_unit(RegionDwKernels<__nv_bfloat16, 16>{}, RegionDwKernels<__nv_bfloat16, 32>{});
+}
+
+// Copies of dw that a call needs beside its result.
+int CopiesOf(const RegionDwParams& params) { return params.num_splits > 1 ? params.num_splits : 0; }
+
+// Makes the sums; num_copies of dw come first in the workspace: whole blocks, so that what follows
+// is aligned too.
+Status Run(const MatmulDwArgs& args, int unit, int num_copies, RegionDwParams* params,
+           Stream stream) {
+  char* maps = reinterpret_cast<char*>(args.workspace) + SumBytes(args, num_copies);
+  const RegionBox box = {RegionChunk(args.feature_axis), RegionStep(args.feature_axis)};
+  BLOCKSPARSE_RETURN_IF_ERROR(
+      MakeRegionMaps(args, box, reinterpret_cast<CUtensorMap*>(maps), params, stream));
+  params->gate = args.gate;
+  params->is_dw_aligned = IsVectorAligned(params->dw);
+  params->num_blocks = args.layout.num_blocks;
+  while (1 << params->block_shift < args.layout.block_size) ++params->block_shift;
+  return WithKernels(args.dtype, unit, params->first_apart > 0, [&](auto kernels) {
+    return decltype(kernels)::Run(args.feature_axis, *params, stream);
+  });
 }
 
 bool AreCompiled(DType dtype, int unit) {
   bool are = false;
-  const Status status = WithKernels(dtype, unit, [&](auto kernels) {
+  const Status status = WithKernels(dtype, unit, false, [&](auto kernels) {
     are = decltype(kernels)::AreCompiled();
     return Status();
   });
@@ -136,7 +156,7 @@ Status RegionDwWorkspaceBytes(const MatmulDwArgs& args, int64_t* bytes) {
   int unit = 0;
   if (!ReadTable(args, &params, &unit)) return Invalid("the layout has no region table");
   BLOCKSPARSE_RETURN_IF_ERROR(CountSteps(args, &params));
-  *bytes = SumBytes(args, params) + RegionMapBytes(params);
+  *bytes = SumBytes(args, CopiesOf(params)) + RegionMapBytes(params);
   return Status();
 }
 
@@ -145,23 +165,32 @@ Status MatmulRegionDw(const MatmulDwArgs& args, Stream stream) {
   int unit = 0;
   if (!ReadTable(args, &params, &unit)) return Invalid("the layout has no region table");
   BLOCKSPARSE_RETURN_IF_ERROR(CountSteps(args, &params));
-  // Sums come first: whole blocks, so what follows is aligned too.
-  char* workspace = reinterpret_cast<char*>(args.workspace);
-  const RegionBox box = {RegionChunk(args.feature_axis), RegionStep(args.feature_axis)};
-  BLOCKSPARSE_RETURN_IF_ERROR(
-      MakeRegionMaps(args, box, reinterpret_cast<CUtensorMap*>(workspace + SumBytes(args, params)),
-                     &params, stream));
-  const bool is_split = params.num_splits > 1;
-  params.gate = args.gate;
-  params.dw = is_split ? args.workspace : args.dw;
-  params.is_dw_aligned = IsVectorAligned(params.dw);
-  params.is_dw_float = is_split || args.dw_dtype == DType::kFloat32;
-  params.num_blocks = args.layout.num_blocks;
-  while (1 << params.block_shift < args.layout.block_size) ++params.block_shift;
-  BLOCKSPARSE_RETURN_IF_ERROR(WithKernels(args.dtype, unit, [&](auto kernels) {
-    return decltype(kernels)::Run(args.feature_axis, params, stream);
-  }));
-  return is_split ? SumDwSplits(args, params.num_splits, stream) : Status();
+  const int num_copies = CopiesOf(params);
+  params.dw = num_copies > 0 ? args.workspace : args.dw;
+  params.is_dw_float = num_copies > 0 || args.dw_dtype == DType::kFloat32;
+  BLOCKSPARSE_RETURN_IF_ERROR(Run(args, unit, num_copies, &params, stream));
+  return num_copies > 0 ? SumDwSplits(args, num_copies, stream) : Status();
+}
+
+Status RegionDwSumsBytes(const MatmulDwArgs& args, int64_t* bytes) {
+  RegionDwParams params = {};
+  int unit = 0;
+  if (!ReadTable(args, &params, &unit)) return Invalid("the layout has no region table");
+  BLOCKSPARSE_RETURN_IF_ERROR(CountSteps(args, &params));
+  *bytes = SumBytes(args, params.num_splits) + RegionMapBytes(params);
+  return Status();
+}
+
+Status RegionDwSums(const MatmulDwArgs& args, int num_plain, Stream stream, int* num_copies) {
+  RegionDwParams params = {};
+  int unit = 0;
+  if (!ReadTable(args, &params, &unit)) return Invalid("the layout has no region table");
+  BLOCKSPARSE_RETURN_IF_ERROR(CountSteps(args, &params));
+  params.dw = args.workspace;
+  params.is_dw_float = true;
+  for (int i = 0; i < num_plain; ++i) params.first_apart += params.pair_steps[i];
+  *num_copies = params.num_splits;
+  return Run(args, unit, params.num_splits, &params, stream);
 }
 
 }  // namespace blocksparse

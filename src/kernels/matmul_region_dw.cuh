@@ -27,7 +27,7 @@ __device__ __forceinline__ void CopySteps(const RegionDwParams& p, const DwRegio
   const CUtensorMap* maps = (p.more_maps == nullptr ? p.maps : p.more_maps) + is_dy;
   int pair = 0;
   int step = split.first_step;
-  while (step >= p.pair_steps[pair]) step -= p.pair_steps[pair++];
+  while (pair < p.num_pairs - 1 && step >= p.pair_steps[pair]) step -= p.pair_steps[pair++];
   RegionPosition position;
   for (int i = 0; i < split.num_steps; ++i) {
     const uint32_t full = ring.Full(position.stage);
@@ -58,7 +58,7 @@ __device__ __forceinline__ void StoreUnit(const RegionDwParams& p, int unit_bloc
   const int shift = p.block_shift;
   const int mask = (1 << shift) - 1;
   const uint32_t wanted = tile == nullptr ? 0 : __ballot_sync(~0u, is_wanted);
-#pragma unroll 4
+#pragma unroll 2
   for (int i = Lane(); i < Policy::kUnit * kFoursPerRow; i += kWarpSize) {
     const int row = i / kFoursPerRow;
     const int col = i % kFoursPerRow * 4;
@@ -89,7 +89,7 @@ struct WarpEntries {
   const int32_t* words;
   int entry_words;
   int blocks_per_unit;
-  int count;
+  int count;  // 0 where the table is damaged
   int64_t num_blocks;
 
   __device__ __forceinline__ int Vertex(int entry) const { return words[entry * entry_words]; }
@@ -101,57 +101,80 @@ struct WarpEntries {
   }
 };
 
-// A warp's share of a region: reads its entries, multiplies, stores.
+// Whether a block is there, and not gated off.
+__device__ __forceinline__ bool IsOn(const RegionDwParams& p, int block) {
+  return block >= 0 && (p.gate == nullptr || p.gate[block] != 0.f);
+}
+
+// What a warp has to do, of which each lane knows the vertex of one entry.
+template <class Policy>
+struct WarpShare {
+  static constexpr int kRunEntries = Policy::kRun + 1;
+  WarpEntries entries;
+  int vertex;
+  // Walks that are gated off are left out at both ends, and units at the last.
+  int first;
+  int count;       // units
+  uint32_t is_dy;  // lanes
+
+  // Waits for the previous kernel; before that, it reads only the tables.
+  __device__ __forceinline__ WarpShare(const RegionDwParams& p, const DwRegion& region, int warp) {
+    const int64_t* ends = p.walks + (int64_t{region.index} * Policy::kWarps + warp);
+    const int64_t begin = ends[0];
+    const int64_t length = ends[1] - begin;
+    const bool is_valid =
+        begin >= 0 && ends[1] <= p.num_entries && length > 0 && length <= Policy::kMaxEntries;
+    const int blocks_per_unit = 1 << 2 * (Policy::kUnitShift - p.block_shift);
+    const int entry_words = RegionEntryWords(blocks_per_unit);
+    entries = {p.entries + (is_valid ? begin : 0) * entry_words, entry_words, blocks_per_unit,
+               is_valid ? static_cast<int>(length) : 0, p.num_blocks};
+
+    const int lane = Lane();
+    vertex = lane < entries.count ? entries.Vertex(lane) : 0;
+    if (vertex < 0 || vertex >= region.num_chunks() * Policy::kUnitsPerChunk) vertex = 0;
+    WaitForPreviousKernel();
+    bool is_wanted = false;
+    for (int i = 0; i < blocks_per_unit; ++i)
+      is_wanted |= lane % kRunEntries > 0 && IsOn(p, entries.Block(lane, i));
+    const uint32_t wanted = __ballot_sync(~0u, is_wanted);
+    first = wanted == 0 ? 0 : (__ffs(wanted) - 1) / kRunEntries * kRunEntries;
+    const int used = wanted == 0 ? 0 : kWarpSize - __clz(wanted) - first;
+    count = used - (used + kRunEntries - 1) / kRunEntries;
+    is_dy = __ballot_sync(~0u, vertex >= region.num_x * Policy::kUnitsPerChunk);
+  }
+};
+
+// Reads a warp's entries, multiplies, stores.
 template <class Policy>
 __device__ __forceinline__ void ComputeWalks(const RegionDwParams& p, const DwRegion& region,
                                              const RegionRing& ring, float* stages,
                                              const RegionSplit& split) {
-  constexpr int kRunEntries = Policy::kRun + 1;
-  const int warp = threadIdx.x / kWarpSize;
-  const int lane = Lane();
-  const int blocks_per_unit = 1 << 2 * (Policy::kUnitShift - p.block_shift);
-  const int64_t* ends = p.walks + (int64_t{region.index} * Policy::kWarps + warp);
-  const int64_t begin = ends[0];
-  const int64_t length = ends[1] - begin;
-  const bool is_valid =
-      begin >= 0 && ends[1] <= p.num_entries && length > 0 && length <= Policy::kMaxEntries;
-  const int num_entries = is_valid ? static_cast<int>(length) : 0;
-  const int entry_words = RegionEntryWords(blocks_per_unit);
-  const WarpEntries entries = {p.entries + (is_valid ? begin : 0) * entry_words, entry_words,
-                               blocks_per_unit, num_entries, p.num_blocks};
+  using Share = WarpShare<Policy>;
+  {
+    const Share share(p, region, threadIdx.x / kWarpSize);
+    MultiplySteps<Policy>(share.count, WarpWalks<Policy>(share.vertex, share.first), ring, split,
+                          stages);
+    __syncwarp();
+  }
 
-  // Each lane looks at one entry.
-  int vertex = lane < num_entries ? entries.Vertex(lane) : 0;
-  if (vertex < 0 || vertex >= region.num_chunks() * Policy::kUnitsPerChunk) vertex = 0;
-  WaitForPreviousKernel();  // before this, only the tables have been read
-  const auto is_on = [&](int block) {
-    return block >= 0 && (p.gate == nullptr || p.gate[block] != 0.f);
-  };
-  bool is_wanted = false;
-  for (int i = 0; i < blocks_per_unit; ++i)
-    is_wanted |= lane % kRunEntries > 0 && is_on(entries.Block(lane, i));
-  // Walks that are gated off are left out at both ends, and units at the last.
-  const uint32_t wanted = __ballot_sync(~0u, is_wanted);
-  const int first = wanted == 0 ? 0 : (__ffs(wanted) - 1) / kRunEntries * kRunEntries;
-  const int used = wanted == 0 ? 0 : kWarpSize - __clz(wanted) - first;
-  const int count = used - (used + kRunEntries - 1) / kRunEntries;
-  const uint32_t is_dy = __ballot_sync(~0u, vertex >= region.num_x * Policy::kUnitsPerChunk);
-  float* tiles = stages + warp * Policy::kSlots * UnitTile<Policy>::kSize;
-  MultiplySteps<Policy>(count, WarpWalks<Policy>(vertex, first), ring, split.num_steps, tiles);
-  __syncwarp();
-
-  const int64_t first_block = split.index * p.num_blocks;
-  int next = entries.Block(1, lane);
+  // Found once more, or all this would take registers all the time.
+  const uint32_t thread_block = Opaque(blockIdx.x);
+  const uint32_t warp = Opaque(threadIdx.x) / kWarpSize;
+  const Share share(p, DwRegion(p, thread_block / p.num_splits), warp);
+  const float* tiles = stages + warp * (Policy::kSlots * UnitTile<Policy>::kSize);
+  const int64_t first_block = thread_block % p.num_splits * p.num_blocks;
+  int next = share.entries.Block(1, Lane());
 #pragma unroll 1
-  for (int i = 0, slot = -first / kRunEntries * Policy::kRun; i < num_entries; ++i) {
-    const int start = i / kRunEntries * kRunEntries;
+  for (int i = 0, slot = -share.first / Share::kRunEntries * Policy::kRun; i < share.entries.count;
+       ++i) {
+    const int start = i / Share::kRunEntries * Share::kRunEntries;
     if (i == start) continue;
     const int block = next;
-    const int after = i + 1 - start == kRunEntries ? i + 2 : i + 1;
-    next = entries.Block(after, lane);
+    const int after = i + 1 - start == Share::kRunEntries ? i + 2 : i + 1;
+    next = share.entries.Block(after, Lane());
     const float* tile =
-        slot >= 0 && slot < count ? tiles + slot * UnitTile<Policy>::kSize : nullptr;
-    StoreUnit<Policy>(p, block, is_on(block), first_block, tile, (is_dy >> start & 1) != 0);
+        slot >= 0 && slot < share.count ? tiles + slot * UnitTile<Policy>::kSize : nullptr;
+    StoreUnit<Policy>(p, block, IsOn(p, block), first_block, tile, (share.is_dy >> start & 1) != 0);
     ++slot;
   }
 }
@@ -204,16 +227,16 @@ Status LaunchRegionDw(const RegionDwParams& params, Stream stream) {
                      Policy::kSmemBytes, stream, params);
 }
 
-template <typename T, int kUnit>
-bool RegionDwKernels<T, kUnit>::AreCompiled() {
-  return HasHopperCode(RegionDwKernel<RegionDwPolicy<T, kUnit, true>>);
+template <typename T, int kUnit, bool kAddsApart>
+bool RegionDwKernels<T, kUnit, kAddsApart>::AreCompiled() {
+  return HasHopperCode(RegionDwKernel<RegionDwPolicy<T, kUnit, kAddsApart, true>>);
 }
 
-template <typename T, int kUnit>
-Status RegionDwKernels<T, kUnit>::Run(int feature_axis, const RegionDwParams& params,
-                                      Stream stream) {
+template <typename T, int kUnit, bool kAddsApart>
+Status RegionDwKernels<T, kUnit, kAddsApart>::Run(int feature_axis, const RegionDwParams& params,
+                                                  Stream stream) {
   return WithBool(feature_axis == 1, [&](auto is_axis_1) {
-    return LaunchRegionDw<RegionDwPolicy<T, kUnit, is_axis_1()>>(params, stream);
+    return LaunchRegionDw<RegionDwPolicy<T, kUnit, kAddsApart, is_axis_1()>>(params, stream);
   });
 }
 

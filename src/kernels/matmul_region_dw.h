@@ -76,9 +76,14 @@ bool RegionDwServes(const MatmulDwArgs& args);
 // in float32. 32 KiB more for over kParameterPairs pairs.
 Status RegionDwWorkspaceBytes(const MatmulDwArgs& args, int64_t* bytes);
 Status MatmulRegionDw(const MatmulDwArgs& args, Stream stream);
+// The same without the last addition: args.workspace gets *num_copies copies of dw in float32, one
+// after the other. Tensor cores truncate sums; so those of pairs from num_plain on, if that is not
+// 0, are made of 16 samples, and rounded into the rest. All pairs have samples; fp16.
+Status RegionDwSumsBytes(const MatmulDwArgs& args, int64_t* bytes);
+Status RegionDwSums(const MatmulDwArgs& args, int num_plain, Stream stream, int* num_copies);
 
-// The kernel's instances, one .cu file for each type and unit.
-template <typename T, int kUnit>
+// The kernel's instances, one .cu file for each type and unit. kAddsApart: heeds first_apart.
+template <typename T, int kUnit, bool kAddsApart = false>
 struct RegionDwKernels {
   static bool AreCompiled();
   static Status Run(int feature_axis, const RegionDwParams& params, Stream stream);

@@ -19,6 +19,7 @@ struct RegionBatch {
   int num_steps;  // of all pairs, each a whole number
   int num_splits;
   int steps_per_split;
+  int first_apart;  // the first step of the pairs whose products are summed apart
   int pair_steps[kMaxMatmulPairs];
 };
 

@@ -18,17 +18,20 @@ constexpr double kClusterUs = 1.5;  // more for each thread block of a cluster
 
 // Calls f(LargeDwKernels<T, B>).
 template <class F>
-Status WithKernels(const MatmulDwArgs& args, F f) {
-  const auto with_type = [&](auto t) {
-    using T = decltype(t);
-    return args.layout.block_size == 64 ? f(LargeDwKernels<T, 64>{}) : f(LargeDwKernels<T, 128>{});
+Status WithKernels(const MatmulDwArgs& args, bool adds_apart, F f) {
+  const auto with_size = [&](auto of_64, auto of_128) {
+    return args.layout.block_size == 64 ? f(of_64) : f(of_128);
   };
-  return args.dtype == DType::kFloat16 ? with_type(__half{}) : with_type(__nv_bfloat16{});
+  if (adds_apart)
+    return with_size(LargeDwKernels<__half, 64, true>{}, LargeDwKernels<__half, 128, true>{});
+  if (args.dtype == DType::kFloat16)
+    return with_size(LargeDwKernels<__half, 64>{}, LargeDwKernels<__half, 128>{});
+  return with_size(LargeDwKernels<__nv_bfloat16, 64>{}, LargeDwKernels<__nv_bfloat16, 128>{});
 }
 
 bool AreCompiled(const MatmulDwArgs& args) {
   bool are = false;
-  const Status status = WithKernels(args, [&](auto kernels) {
+  const Status status = WithKernels(args, false, [&](auto kernels) {
     are = decltype(kernels)::AreCompiled();
     return Status();
   });
@@ -45,7 +48,7 @@ Status CountClusters(const MatmulDwArgs& args, int size, int* count) {
   const bool is_kept = device >= 0 && device < kMaxDevices;
   *count = is_kept ? known[device][size].load() : 0;
   if (*count > 0) return Status();
-  BLOCKSPARSE_RETURN_IF_ERROR(WithKernels(args, [&](auto kernels) {
+  BLOCKSPARSE_RETURN_IF_ERROR(WithKernels(args, false, [&](auto kernels) {
     return decltype(kernels)::CountClusters(args.feature_axis, size, count);
   }));
   if (is_kept) known[device][size] = *count;
@@ -57,8 +60,8 @@ bool HasTable(const MatmulDwArgs& args) {
   return table.parameters[0] > 0 && table.size == table.parameters[0] * int64_t{kLargeDwWords} / 2;
 }
 
-// Steps of all pairs, divided so that waves of clusters end soonest.
-Status CountSteps(const MatmulDwArgs& args, LargeDwParams* params) {
+// Steps of all pairs, divided so that waves of clusters end soonest. shares: of a region's blocks.
+Status CountSteps(const MatmulDwArgs& args, int shares, LargeDwParams* params) {
   CountRegionSteps(args, kLargeDwStep, params);
   const Table& table = args.layout.OptionalTable(kSectionDwRegions0);
   params->num_regions = table.parameters[0];
@@ -71,7 +74,7 @@ Status CountSteps(const MatmulDwArgs& args, LargeDwParams* params) {
     int num_clusters = 0;
     BLOCKSPARSE_RETURN_IF_ERROR(CountClusters(args, splits, &num_clusters));
     if (num_clusters < 1) continue;
-    const int waves = (params->num_regions + num_clusters - 1) / num_clusters;
+    const int waves = (params->num_regions * shares + num_clusters - 1) / num_clusters;
     const int steps = (params->num_steps + splits - 1) / splits;
     const double start_us = kStartUs + (splits > 1 ? kClusterUs * splits : 0);
     const double us =
@@ -102,9 +105,9 @@ Status LargeDwWorkspaceBytes(const MatmulDwArgs& args, int64_t* bytes) {
   return Status();
 }
 
-Status MatmulLargeDw(const MatmulDwArgs& args, Stream stream) {
+Status MatmulLargeDw(const MatmulDwArgs& args, Stream stream, bool adds_apart) {
   LargeDwParams params = {};
-  BLOCKSPARSE_RETURN_IF_ERROR(CountSteps(args, &params));
+  BLOCKSPARSE_RETURN_IF_ERROR(CountSteps(args, adds_apart ? 2 : 1, &params));
   const RegionBox box = {64, kLargeDwStep};
   BLOCKSPARSE_RETURN_IF_ERROR(
       MakeRegionMaps(args, box, reinterpret_cast<CUtensorMap*>(args.workspace), &params, stream));
@@ -115,7 +118,7 @@ Status MatmulLargeDw(const MatmulDwArgs& args, Stream stream) {
   params.num_blocks = args.layout.num_blocks;
   params.is_dw_float = args.dw_dtype == DType::kFloat32;
   params.is_dw_aligned = IsVectorAligned(args.dw);
-  return WithKernels(args, [&](auto kernels) {
+  return WithKernels(args, adds_apart, [&](auto kernels) {
     return decltype(kernels)::Run(args.feature_axis, params, stream);
   });
 }

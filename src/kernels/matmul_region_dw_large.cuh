@@ -17,17 +17,21 @@
 
 namespace blocksparse {
 
-template <typename T_, int kBlockSize_, bool kIsAxis1_>
+template <typename T_, int kBlockSize_, bool kAddsApart_, bool kIsAxis1_>
 struct LargeDwPolicy {
   using T = T_;
   static constexpr int kBlockSize = kBlockSize_;
+  static constexpr bool kAddsApart = kAddsApart_;
   static constexpr bool kIsAxis1 = kIsAxis1_;
   static constexpr int kMaxBlocks = LargeDwBlocks(kBlockSize);
   static constexpr int kMaxChunks = LargeDwChunks(kBlockSize);
   static constexpr int kRows = 64;  // of a unit
   static constexpr int kUnitsPerBlock = kBlockSize / kRows;
-  static constexpr int kWarpgroups = 2;                                     // that multiply
-  static constexpr int kSlots = kMaxBlocks * kUnitsPerBlock / kWarpgroups;  // units of one
+  static constexpr int kWarpgroups = 2;  // that multiply
+  // Thread blocks (or clusters) that share a region's blocks: sums apart take registers.
+  static constexpr int kShares = kAddsApart ? 2 : 1;
+  static constexpr int kMaxShare = (kMaxBlocks + kShares - 1) / kShares;
+  static constexpr int kSlots = kMaxShare * kUnitsPerBlock / kWarpgroups;  // units of one
   static constexpr int kComputeThreads = kWarpgroups * kWarpgroupSize;
   static constexpr int kThreads = kComputeThreads + kWarpgroupSize;
   static constexpr int kRegisters = 232;
@@ -59,26 +63,31 @@ struct LargeDwRegion {
   int num_x;
   int num_pieces;
   int num_blocks;
-  int64_t block;    // -1 where there is none to write
+  int64_t block;    // -1 where there is none to write, or it is another's
   uint32_t wanted;  // lanes whose blocks are to be multiplied
   uint32_t place;   // first pieces of x and dy: x's + 256 dy's
 
-  __device__ __forceinline__ LargeDwRegion(const LargeDwParams& p, int region)
-      : words(p.regions + int64_t{region} * kLargeDwWords) {
+  __device__ __forceinline__ LargeDwRegion(const LargeDwParams& p, int share)
+      : words(p.regions + int64_t{share / Policy::kShares} * kLargeDwWords) {
     const int lane = Lane();
     num_x = words[0];
     const int num_dy = words[1];
     num_blocks = words[2];
-    const bool is_sound = num_x > 0 && num_dy > 0 && num_x < Policy::kMaxChunks &&
-                          num_dy <= Policy::kMaxChunks - num_x && num_blocks > 0 &&
-                          num_blocks <= Policy::kMaxBlocks;
+    bool is_sound = num_x > 0 && num_dy > 0 && num_x < Policy::kMaxChunks &&
+                    num_dy <= Policy::kMaxChunks - num_x && num_blocks > 0 &&
+                    num_blocks <= Policy::kMaxBlocks;
+    const int share_blocks = (num_blocks + Policy::kShares - 1) / Policy::kShares;
+    const int first_block = share % Policy::kShares * share_blocks;
+    is_sound = is_sound && first_block < num_blocks;
     if (!is_sound) num_x = num_blocks = 0;
     num_pieces = is_sound ? (num_x + num_dy) * Policy::kPiecesPerChunk : 0;
     block = -1;
     place = 0;
     if (lane < num_blocks) {
       block = words[kLargeDwFirstBlock + lane];
-      if (block >= p.num_blocks || block < 0) block = -1;
+      if (block >= p.num_blocks || lane < first_block || lane >= first_block + share_blocks ||
+          block < 0)
+        block = -1;
       const uint32_t chunks = static_cast<uint32_t>(words[kLargeDwFirstPlace + lane]);
       const uint32_t x = min(chunks & 255, static_cast<uint32_t>(num_x) - 1);
       const uint32_t dy = num_x + min(chunks >> 8, static_cast<uint32_t>(num_dy) - 1);
@@ -200,11 +209,33 @@ __device__ __forceinline__ void MultiplyUnits(const uint32_t (&places)[Policy::k
     // Where this step is late, the one before makes room as soon as it is multiplied.
     // All four warps take the same branches, as wgmma wants.
     const bool is_late =
+        Policy::kAddsApart ||
         AnyThread<kWarpgroupSize>(1 + warpgroup, !TestBarrier(ring.Full(i), ring.Parity(i)));
     if (is_late) {
       WaitForWgmma<0>();
-      if (i > 0 && Lane() == 0) Arrive(ring.Empty(i - 1));
+      if (!Policy::kAddsApart && i > 0 && Lane() == 0) Arrive(ring.Empty(i - 1));
       WaitBarrier(ring.Full(i), ring.Parity(i));
+    }
+    if constexpr (Policy::kAddsApart) {
+#pragma unroll
+      for (int u = 0; u < kCount; ++u) {
+        float apart[kSums] = {};
+        FenceRegisters(apart);
+        FenceWgmma();
+#pragma unroll
+        for (int k = 0; k < kLargeDwStep / 16; ++k)
+          Product::template Multiply<kIsAxis1, kIsAxis1>(
+              apart, Descriptor(x[u] + k * kDepth, kHigh), Descriptor(dy[u] + k * kDepth, kHigh));
+        CommitWgmma();
+        WaitForWgmma<0>();
+        FenceRegisters(apart);
+#pragma unroll
+        for (int j = 0; j < kSums; ++j) sums[u][j] += apart[j];
+        FenceRegisters(sums[u]);
+      }
+      if (Lane() == 0) Arrive(ring.Empty(i));
+      first = ring.Next(first, num_pieces);
+      continue;
     }
     FenceWgmma();
 #pragma unroll
@@ -331,7 +362,9 @@ __device__ __forceinline__ void ComputeBlocks(const LargeDwParams& p,
   } else {
     SyncThreads<Policy::kComputeThreads>(1 + Policy::kWarpgroups);
   }
-  StoreBlocks(p, region, ring.pieces);
+  // Found once more, or it would take registers all the time.
+  const LargeDwRegion<Policy> stored(p, Opaque(blockIdx.x) / p.num_splits);
+  StoreBlocks(p, stored, ring.pieces);
   // Others may still read this thread block's sums.
   if (p.num_splits > 1) SyncCluster();
 }
@@ -376,28 +409,29 @@ __global__ void __launch_bounds__(Policy::kThreads, 1)
 
 template <class Policy>
 ClusterLaunch LargeDwLaunch(int num_regions, int num_splits) {
-  return {num_regions, num_splits, Policy::kThreads, Policy::kSmemBytes};
+  return {num_regions * Policy::kShares, num_splits, Policy::kThreads, Policy::kSmemBytes};
 }
 
-template <typename T, int kBlockSize>
-bool LargeDwKernels<T, kBlockSize>::AreCompiled() {
-  return HasHopperCode(LargeDwKernel<LargeDwPolicy<T, kBlockSize, true>>);
+template <typename T, int kBlockSize, bool kAddsApart>
+bool LargeDwKernels<T, kBlockSize, kAddsApart>::AreCompiled() {
+  return HasHopperCode(LargeDwKernel<LargeDwPolicy<T, kBlockSize, kAddsApart, true>>);
 }
 
-template <typename T, int kBlockSize>
-Status LargeDwKernels<T, kBlockSize>::CountClusters(int feature_axis, int size, int* count) {
+template <typename T, int kBlockSize, bool kAddsApart>
+Status LargeDwKernels<T, kBlockSize, kAddsApart>::CountClusters(int feature_axis, int size,
+                                                                int* count) {
   return WithBool(feature_axis == 1, [&](auto is_axis_1) {
-    using Policy = LargeDwPolicy<T, kBlockSize, is_axis_1()>;
+    using Policy = LargeDwPolicy<T, kBlockSize, kAddsApart, is_axis_1()>;
     return CountActiveClusters("LargeDwKernel", LargeDwKernel<Policy>,
                                LargeDwLaunch<Policy>(1, size), count);
   });
 }
 
-template <typename T, int kBlockSize>
-Status LargeDwKernels<T, kBlockSize>::Run(int feature_axis, const LargeDwParams& params,
-                                          Stream stream) {
+template <typename T, int kBlockSize, bool kAddsApart>
+Status LargeDwKernels<T, kBlockSize, kAddsApart>::Run(int feature_axis, const LargeDwParams& params,
+                                                      Stream stream) {
   return WithBool(feature_axis == 1, [&](auto is_axis_1) {
-    using Policy = LargeDwPolicy<T, kBlockSize, is_axis_1()>;
+    using Policy = LargeDwPolicy<T, kBlockSize, kAddsApart, is_axis_1()>;
     return LaunchClusters("LargeDwKernel", LargeDwKernel<Policy>,
                           LargeDwLaunch<Policy>(params.num_regions, params.num_splits), stream,
                           params);

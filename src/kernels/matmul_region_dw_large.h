@@ -53,10 +53,12 @@ struct LargeDwParams : RegionBatch {
 bool LargeDwServes(const MatmulDwArgs& args);
 // 32 KiB for over kParameterPairs pairs.
 Status LargeDwWorkspaceBytes(const MatmulDwArgs& args, int64_t* bytes);
-Status MatmulLargeDw(const MatmulDwArgs& args, Stream stream);
+// adds_apart: tensor cores truncate sums; so those of kLargeDwStep samples are rounded into the
+// rest. fp16; takes longer.
+Status MatmulLargeDw(const MatmulDwArgs& args, Stream stream, bool adds_apart = false);
 
 // The kernel's instances, one .cu file for each type and block size.
-template <typename T, int kBlockSize>
+template <typename T, int kBlockSize, bool kAddsApart = false>
 struct LargeDwKernels {
   static bool AreCompiled();
   // Clusters of `size` thread blocks that the current device runs at a time.

@@ -11,11 +11,12 @@
 
 namespace blocksparse {
 
-template <typename T_, int kUnit_, bool kIsAxis1_>
+template <typename T_, int kUnit_, bool kAddsApart_, bool kIsAxis1_>
 struct RegionDwPolicy {
   using T = T_;
   using Math = std::conditional_t<std::is_same_v<T, __half>, Fp16Math, Bf16Math>;
   static constexpr int kUnit = kUnit_;
+  static constexpr bool kAddsApart = kAddsApart_;
   static constexpr bool kIsAxis1 = kIsAxis1_;
   static constexpr int kUnitShift = kUnit == 16 ? 4 : 5;
   static constexpr int kTiles = kUnit / 16;  // of 16 x 16 along an edge of a unit
@@ -42,9 +43,10 @@ struct RegionDwPolicy {
   static constexpr int kDepthBytes = 16 * (kIsAxis1 ? kRowBytes : 2);  // to the next 16 samples
   static_assert(2 * (kIsAxis1 ? kChunk : kStep) == kRowBytes, "rows are as wide as the swizzle");
 
-  // Fragments that fit the registers beside the sums of so many units.
-  BLOCKSPARSE_HOST_DEVICE static constexpr int NumFragments(int count) {
-    return kUnit == 32 && count > 4 ? 3 : 4;
+  // Fragments that fit the registers beside the sums of so many units, and beside sums apart.
+  BLOCKSPARSE_HOST_DEVICE static constexpr int NumFragments(int count, bool is_apart) {
+    return kUnit == 16 ? 4 - 2 * (is_apart && count > 10)
+                       : 4 - (count > 4) - (is_apart && count > 2);
   }
 
   static constexpr int kMaxStages = 8;
@@ -78,10 +80,12 @@ struct RegionSplit {
   int index;
   int first_step;
   int num_steps;
+  int num_apart;  // the last of them: sums are made apart
 
   explicit __device__ __forceinline__ RegionSplit(const RegionDwParams& p)
       : index(blockIdx.x % p.num_splits), first_step(index * p.steps_per_split) {
     num_steps = max(min(p.steps_per_split, p.num_steps - first_step), 0);
+    num_apart = min(max(first_step + num_steps - p.first_apart, 0), num_steps);
   }
 };
 

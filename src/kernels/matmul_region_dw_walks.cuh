@@ -70,38 +70,48 @@ struct WarpWalks {
 template <class Policy>
 using UnitSums = float[Policy::kTiles][2 * Policy::kTiles][4];
 
-// A vertex's features at one depth, as mma.sync takes them.
+// 16 of a vertex's features at one depth, as mma.sync takes them.
+template <class Policy>
+__device__ __forceinline__ void LoadTile(uint32_t vertex, int tile, int depth, uint32_t (&r)[4]) {
+  // Rows of features hold the depth, swizzled; rows of samples the features.
+  constexpr int kDepthBytes = Policy::kDepthBytes;
+  constexpr int kTileBytes = Policy::kTileBytes;
+  LoadMatrix4<Policy::kIsAxis1>(Policy::kIsAxis1
+                                    ? (vertex ^ tile * kTileBytes) + depth * kDepthBytes
+                                    : (vertex ^ depth * kDepthBytes) + tile * kTileBytes,
+                                r);
+}
+
+// A vertex's features.
 template <class Policy>
 struct VertexFragment {
   uint32_t r[Policy::kTiles][4];
 
   __device__ __forceinline__ void Load(uint32_t vertex, int depth) {
-    // Rows of features hold the depth, swizzled; rows of samples the features.
-    constexpr int kDepthBytes = Policy::kDepthBytes;
-    constexpr int kTileBytes = Policy::kTileBytes;
 #pragma unroll
-    for (int i = 0; i < Policy::kTiles; ++i)
-      LoadMatrix4<Policy::kIsAxis1>(Policy::kIsAxis1
-                                        ? (vertex ^ i * kTileBytes) + depth * kDepthBytes
-                                        : (vertex ^ depth * kDepthBytes) + i * kTileBytes,
-                                    r[i]);
+    for (int i = 0; i < Policy::kTiles; ++i) LoadTile<Policy>(vertex, i, depth, r[i]);
   }
 };
 
-template <class Policy>
-__device__ __forceinline__ void AddProduct(UnitSums<Policy>& sums,
-                                           const VertexFragment<Policy>& rows,
-                                           const VertexFragment<Policy>& cols) {
+// Adds the products of 16 rows. kIsApart: tensor cores truncate what they add, to the precision of
+// the largest; so they add the products of one depth alone, and that sum is rounded into the rest.
+template <class Policy, bool kIsApart>
+__device__ __forceinline__ void AddRows(float (&sums)[2 * Policy::kTiles][4],
+                                        const uint32_t (&r)[4],
+                                        const VertexFragment<Policy>& cols) {
   using Math = typename Policy::Math;
+  const typename Math::FragmentA a = {r[0], r[1], r[2], r[3]};
 #pragma unroll
-  for (int i = 0; i < Policy::kTiles; ++i) {
-    const auto& r = rows.r[i];
-    const typename Math::FragmentA a = {r[0], r[1], r[2], r[3]};
+  for (int j = 0; j < 2 * Policy::kTiles; ++j) {
+    const auto& c = cols.r[j / 2];
+    const typename Math::FragmentB b = {c[j % 2 * 2], c[j % 2 * 2 + 1]};
+    if constexpr (kIsApart) {
+      float apart[4] = {};
+      Math::Multiply(apart, a, b);
 #pragma unroll
-    for (int j = 0; j < 2 * Policy::kTiles; ++j) {
-      const auto& c = cols.r[j / 2];
-      const typename Math::FragmentB b = {c[j % 2 * 2], c[j % 2 * 2 + 1]};
-      Math::Multiply(sums[i][j], a, b);
+      for (int k = 0; k < 4; ++k) sums[j][k] += apart[k];
+    } else {
+      Math::Multiply(sums[j], a, b);
     }
   }
 }
@@ -127,17 +137,43 @@ struct UnitTile {
   }
 };
 
-// The sums of the walks' first kCount units over num_steps steps, into `tiles`: the ring, when all
-// warps have left it.
+// Adds the products of kDepths depths in shared memory, from `depth` on, to the sums of the walks'
+// first kCount units.
+template <class Policy, int kCount, int kDepths, bool kIsApart>
+__device__ __forceinline__ void MultiplyDepths(const WarpWalks<Policy>& walks, uint32_t stage,
+                                               int depth, UnitSums<Policy>* sums) {
+  constexpr int kRun = Policy::kRun;
+  constexpr int kEntries = kCount > 0 ? kCount + (kCount + kRun - 1) / kRun : 1;
+  constexpr int kLoads = kCount > 0 ? kDepths * kEntries : 0;
+  // Fragments in registers: the two that are multiplied, and those under way.
+  constexpr int kFragments = Policy::NumFragments(kCount, kIsApart);
+  constexpr int kAhead = kFragments - 2;
+  VertexFragment<Policy> fragments[kFragments];
+#pragma unroll
+  for (int i = kLoads > 0 ? -kAhead : 0; i < kLoads; ++i) {
+    const int next = i + kAhead;
+    if (next < kLoads)
+      fragments[next % kFragments].Load(walks.Address(stage, next % kEntries),
+                                        depth + next / kEntries);
+    const int entry = i < 0 ? 0 : i % kEntries;
+    if (entry % (kRun + 1) == 0) continue;  // a walk starts
+    const VertexFragment<Policy>& from = fragments[(i - 1) % kFragments];
+    const VertexFragment<Policy>& to = fragments[i % kFragments];
+    const bool is_rows = WarpWalks<Policy>::IsRows(entry);
+#pragma unroll
+    for (int tile = 0; tile < Policy::kTiles; ++tile)
+      AddRows<Policy, kIsApart>(sums[entry - entry / (kRun + 1) - 1][tile],
+                                (is_rows ? to : from).r[tile], is_rows ? from : to);
+  }
+}
+
+// The sums of the walks' first kCount units over a thread block's steps, into the ring when all
+// warps have left it: tiles from `stages` on, those of all warps.
 template <class Policy, int kCount>
 __device__ __forceinline__ void MultiplySteps(const WarpWalks<Policy>& walks,
-                                              const RegionRing& ring, int num_steps, float* tiles) {
-  constexpr int kRun = Policy::kRun;
-  constexpr int kLoads = Policy::kStep / 16 * (kCount + (kCount + kRun - 1) / kRun);
-  constexpr int kEntries = kCount > 0 ? kCount + (kCount + kRun - 1) / kRun : 1;
-  // Fragments in registers: the two that are multiplied, and those under way.
-  constexpr int kFragments = Policy::NumFragments(kCount);
-  constexpr int kAhead = kFragments - 2;
+                                              const RegionRing& ring, const RegionSplit& split,
+                                              float* stages) {
+  constexpr int kDepths = Policy::kStep / 16;
   UnitSums<Policy> sums[kCount > 0 ? kCount : 1];
 #pragma unroll
   for (auto& unit : sums)
@@ -148,31 +184,32 @@ __device__ __forceinline__ void MultiplySteps(const WarpWalks<Policy>& walks,
 #pragma unroll
         for (float& sum : tile) sum = 0.f;
 
+  const int num_apart = Policy::kAddsApart ? split.num_apart : 0;
+  const int num_plain = split.num_steps - num_apart;
   RegionPosition position;
-#pragma unroll 1
-  for (int step = 0; step < num_steps; ++step) {
-    WaitBarrier(ring.Full(position.stage), position.parity);
-    const uint32_t stage = ring.Stage(position.stage);
-    VertexFragment<Policy> fragments[kFragments];
-#pragma unroll
-    for (int i = kLoads > 0 ? -kAhead : 0; i < kLoads; ++i) {
-      const int next = i + kAhead;
-      if (next < kLoads)
-        fragments[next % kFragments].Load(walks.Address(stage, next % kEntries), next / kEntries);
-      const int entry = i < 0 ? 0 : i % kEntries;
-      if (entry % (kRun + 1) == 0) continue;  // a walk starts
-      const VertexFragment<Policy>& from = fragments[(i - 1) % kFragments];
-      const VertexFragment<Policy>& to = fragments[i % kFragments];
-      const bool is_rows = WarpWalks<Policy>::IsRows(entry);
-      AddProduct<Policy>(sums[entry - entry / (kRun + 1) - 1], is_rows ? to : from,
-                         is_rows ? from : to);
-    }
+  const auto leave_stage = [&] {
     __syncwarp();
     if (Lane() == 0) Arrive(ring.Empty(position.stage));
     position.Advance(ring.num_stages);
+  };
+#pragma unroll 1
+  for (int step = 0; step < num_plain; ++step) {
+    WaitBarrier(ring.Full(position.stage), position.parity);
+    MultiplyDepths<Policy, kCount, kDepths, false>(walks, ring.Stage(position.stage), 0, sums);
+    leave_stage();
+  }
+  // Depths one by one: sums apart take registers.
+#pragma unroll 1
+  for (int i = 0; i < num_apart * kDepths; ++i) {
+    const int depth = i % kDepths;
+    if (depth == 0) WaitBarrier(ring.Full(position.stage), position.parity);
+    MultiplyDepths<Policy, kCount, 1, true>(walks, ring.Stage(position.stage), depth, sums);
+    if (depth == kDepths - 1) leave_stage();
   }
 
   SyncInstances<Policy::kWarps * kWarpSize>(1);
+  const uint32_t thread = Policy::kAddsApart ? Opaque(threadIdx.x) : threadIdx.x;
+  float* tiles = stages + thread / kWarpSize * (Policy::kSlots * UnitTile<Policy>::kSize);
 #pragma unroll
   for (int slot = 0; slot < kCount; ++slot)
     UnitTile<Policy>::Put(tiles + slot * UnitTile<Policy>::kSize, sums[slot]);
@@ -181,13 +218,13 @@ __device__ __forceinline__ void MultiplySteps(const WarpWalks<Policy>& walks,
 // The same for a count known at run time.
 template <class Policy, int kCount = 0>
 __device__ __forceinline__ void MultiplySteps(int count, const WarpWalks<Policy>& walks,
-                                              const RegionRing& ring, int num_steps, float* tiles) {
+                                              const RegionRing& ring, const RegionSplit& split,
+                                              float* stages) {
   if constexpr (kCount < Policy::kSlots) {
     if (count > kCount)
-      return MultiplySteps<Policy, kCount + Policy::kSlotStep>(count, walks, ring, num_steps,
-                                                               tiles);
+      return MultiplySteps<Policy, kCount + Policy::kSlotStep>(count, walks, ring, split, stages);
   }
-  MultiplySteps<Policy, kCount>(walks, ring, num_steps, tiles);
+  MultiplySteps<Policy, kCount>(walks, ring, split, stages);
 }
 
 }  // namespace blocksparse

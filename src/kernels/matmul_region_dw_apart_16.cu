@@ -1,0 +1,8 @@
+// dw by regions of fp16 that are halves of float32, units of 16.
+#include "src/kernels/matmul_region_dw.cuh"
+
+namespace blocksparse {
+
+template struct RegionDwKernels<__half, 16, true>;
+
+}  // namespace blocksparse
