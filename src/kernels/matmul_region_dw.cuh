@@ -58,7 +58,7 @@ __device__ __forceinline__ void StoreUnit(const RegionDwParams& p, int unit_bloc
   const int shift = p.block_shift;
   const int mask = (1 << shift) - 1;
   const uint32_t wanted = tile == nullptr ? 0 : __ballot_sync(~0u, is_wanted);
-#pragma unroll 2
+#pragma unroll 4
   for (int i = Lane(); i < Policy::kUnit * kFoursPerRow; i += kWarpSize) {
     const int row = i / kFoursPerRow;
     const int col = i % kFoursPerRow * 4;
@@ -118,7 +118,10 @@ struct WarpShare {
   uint32_t is_dy;  // lanes
 
   // Waits for the previous kernel; before that, it reads only the tables.
-  __device__ __forceinline__ WarpShare(const RegionDwParams& p, const DwRegion& region, int warp) {
+  __device__ __forceinline__ WarpShare(const RegionDwParams& p, const DwRegion& region,
+                                       uint32_t thread) {
+    const uint32_t warp = thread / kWarpSize;
+    const int lane = static_cast<int>(thread % kWarpSize);
     const int64_t* ends = p.walks + (int64_t{region.index} * Policy::kWarps + warp);
     const int64_t begin = ends[0];
     const int64_t length = ends[1] - begin;
@@ -129,7 +132,6 @@ struct WarpShare {
     entries = {p.entries + (is_valid ? begin : 0) * entry_words, entry_words, blocks_per_unit,
                is_valid ? static_cast<int>(length) : 0, p.num_blocks};
 
-    const int lane = Lane();
     vertex = lane < entries.count ? entries.Vertex(lane) : 0;
     if (vertex < 0 || vertex >= region.num_chunks() * Policy::kUnitsPerChunk) vertex = 0;
     WaitForPreviousKernel();
@@ -151,7 +153,7 @@ __device__ __forceinline__ void ComputeWalks(const RegionDwParams& p, const DwRe
                                              const RegionSplit& split) {
   using Share = WarpShare<Policy>;
   {
-    const Share share(p, region, threadIdx.x / kWarpSize);
+    const Share share(p, region, threadIdx.x);
     MultiplySteps<Policy>(share.count, WarpWalks<Policy>(share.vertex, share.first), ring, split,
                           stages);
     __syncwarp();
@@ -159,9 +161,9 @@ __device__ __forceinline__ void ComputeWalks(const RegionDwParams& p, const DwRe
 
   // Found once more, or all this would take registers all the time.
   const uint32_t thread_block = Opaque(blockIdx.x);
-  const uint32_t warp = Opaque(threadIdx.x) / kWarpSize;
-  const Share share(p, DwRegion(p, thread_block / p.num_splits), warp);
-  const float* tiles = stages + warp * (Policy::kSlots * UnitTile<Policy>::kSize);
+  const uint32_t thread = Opaque(threadIdx.x);
+  const Share share(p, DwRegion(p, thread_block / p.num_splits), thread);
+  const float* tiles = stages + thread / kWarpSize * (Policy::kSlots * UnitTile<Policy>::kSize);
   const int64_t first_block = thread_block % p.num_splits * p.num_blocks;
   int next = share.entries.Block(1, Lane());
 #pragma unroll 1
