@@ -20,6 +20,7 @@ namespace {
 constexpr int64_t kMaxColumns = 256;       // of a group
 constexpr int64_t kCopyBytes = 512 << 10;  // that a second-level cache holds
 constexpr int64_t kRowsAhead = 8;          // of a group, that are prefetched
+constexpr int64_t kLeastBytes = 256;       // of a row of a group, as DRAM is slow with less
 constexpr int64_t kLeastGroups = 16;       // so that threads have equal shares
 constexpr int64_t kPartRows = 32;          // a part is a multiple of this, or of whole groups
 constexpr int64_t kMaxParts = 128;         // keeps the workspace small; enough for as many threads
@@ -30,18 +31,17 @@ int64_t RoundUp(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
 
-// Columns of a group, for each of which `column_bytes` are copied: a multiple of kLanes, which are
-// one cache line or two.
-int64_t ColumnsOfGroup(int64_t column_bytes, int64_t batch) {
-  const int64_t fitting = kCopyBytes / column_bytes / kLanes * kLanes;
+// Columns of a group, each of which has `size` elements in each of `num_copies` copies.
+int64_t ColumnsOfGroup(int64_t num_copies, int64_t size, DType dtype, int64_t batch) {
+  const int64_t fitting = kCopyBytes / (num_copies * size * SizeOf(dtype)) / kLanes * kLanes;
   const int64_t shared = RoundUp(batch / kLeastGroups, kLanes);
-  return std::max(kLanes, std::min({kMaxColumns, fitting, shared}));
+  return std::max(kLeastBytes / SizeOf(dtype), std::min({kMaxColumns, fitting, shared}));
 }
 int64_t ColumnsOfGroup(const LayerNormArgs& args) {
-  return ColumnsOfGroup(args.features / args.segments * SizeOf(args.dtype), args.batch);
+  return ColumnsOfGroup(1, args.features / args.segments, args.dtype, args.batch);
 }
 int64_t ColumnsOfGroup(const LayerNormGradArgs& args) {
-  return ColumnsOfGroup(2 * args.features / args.segments * SizeOf(args.dtype), args.batch);
+  return ColumnsOfGroup(2, args.features / args.segments, args.dtype, args.batch);
 }
 
 int64_t SamplesOfPart(const LayerNormGradArgs& args) {
@@ -161,11 +161,13 @@ BLOCKSPARSE_INLINE void Prefetch(const T* row, int64_t width) {
   for (int64_t j = 0; j < width; j += kLineBytes / int64_t{sizeof(T)}) __builtin_prefetch(row + j);
 }
 
-// The group's rows one after another, with zeros in places beyond its width.
+// The group's rows one after another, with zeros in places beyond its width. They lie like that if
+// the group is the whole minibatch.
 template <typename T>
 BLOCKSPARSE_INLINE const T* CopyOf(const void* from, int64_t size, int64_t batch,
                                    const Group& group, T* to) {
   const T* rows = static_cast<const T*>(from) + group.segment * size * batch + group.first;
+  if (group.columns == batch) return rows;
   for (int64_t k = 0; k < size; ++k) {
     const T* row = rows + k * batch;
     T* copy = to + k * group.columns;
