@@ -9,8 +9,6 @@ must move, over the time of the call: 1.0 means that it runs at the speed of the
 
 On a GPU the copy is a large one. On a CPU it is one of the same size, -x by TensorFlow in as many
 calls and with results as fresh, timed beside the case: threads take as long to wake up for it.
-"memory": inputs and results of all calls are larger than the caches. "cache": the same inputs again
-and again, where they are small enough.
 
 A file keeps the results of rooms that are not timed, so that one can be made in parts.
 """
@@ -32,8 +30,6 @@ DTYPES = {"GPU": ["float32", "bfloat16", "float16"], "CPU": ["float32", "bfloat1
 REPEATS = {"GPU": 30, "CPU": 10}
 WORKING_SET = {"GPU": 256e6, "CPU": 128e6}  # least bytes that a graph moves, more than the caches
 MAX_CALLS = 64  # in a graph
-CACHED_CALLS = 8  # with the same inputs
-CACHE = {"GPU": 0, "CPU": 8e6}  # bytes of the largest forward call that is also timed from there
 COPY_VALUES = 2**27
 
 
@@ -43,12 +39,11 @@ def copy_bandwidth():
     return 8 * COPY_VALUES / time_call(tf.function(lambda x: x + 1), sets).low
 
 
-def copy_seconds(num_bytes, num_calls, is_cached, repeats):
+def copy_seconds(num_bytes, num_calls, repeats):
     """Seconds of one of num_calls copies that read and write num_bytes in all."""
     values = max(int(num_bytes) // 8, 1)
-    inputs = [tf.fill([values], float(n)) for n in range(1 if is_cached else num_calls)]
-    run = in_turn(lambda x: (-x,), 1, num_calls // len(inputs))
-    return time_call(run, [tuple(inputs)], repeats).median / num_calls
+    inputs = tuple(tf.fill([values], float(number)) for number in range(num_calls))
+    return time_call(in_turn(lambda x: (-x,), 1), [inputs], repeats).median / num_calls
 
 
 def inputs(case, dtype, number):
@@ -88,32 +83,24 @@ def training(function, num_variables, num_results):
     return run
 
 
-def in_turn(function, num_inputs, rounds=1):
-    """A graph of calls that follow one another, so that its own cost counts little for each.
-
-    Of several rounds over the same inputs it returns the last one's results.
-    """
+def in_turn(function, num_inputs):
+    """A graph of calls that follow one another, so that its own cost counts little for each."""
     function = tf.function(function)
 
     @tf.function
     def run(*tensors):
-        last = []
-        for _ in range(rounds):
-            results = []
-            for first in range(0, len(tensors), num_inputs):
-                with tf.control_dependencies(last):
-                    last = list(function(*tensors[first : first + num_inputs]))
-                results += last
+        results, last = [], []
+        for first in range(0, len(tensors), num_inputs):
+            with tf.control_dependencies(last):
+                last = list(function(*tensors[first : first + num_inputs]))
+            results += last
         return results
 
     return run
 
 
 def bench_case(case, dtype, device, repeats, bandwidth, is_compiled):
-    """Yields a result for each of forward and training, from memory and, if small, from the cache.
-
-    is_compiled: the rival is, by XLA.
-    """
+    """Yields a result for each of forward and training; is_compiled: the rival is, by XLA."""
     size = tf.as_dtype(dtype).size
     num_calls = math.ceil(WORKING_SET[device] / (case.forward * size))
     num_calls = min(max(num_calls, 2), MAX_CALLS)
@@ -128,43 +115,31 @@ def bench_case(case, dtype, device, repeats, bandwidth, is_compiled):
         if is_compiled:
             theirs = tf.function(theirs, jit_compile=True)
         check(f"{case} {dtype} {name}", ours, theirs, sets[0])
+        flat, num_inputs = tuple(itertools.chain(*sets)), len(sets[0])
+        mine = time_call(in_turn(ours, num_inputs), [flat], repeats)
+        if device == "GPU":
+            bound = num_bytes / bandwidth
+        else:
+            bound = copy_seconds(num_bytes, num_calls, repeats)
         result = {
             "room": case.room,
             "case": case.name,
             "sizes": case.sizes,
             "dtype": dtype,
             "pass": name,
+            "us": mine.median * 1e6 / num_calls,
+            "us_low": mine.low * 1e6 / num_calls,
+            "us_high": mine.high * 1e6 / num_calls,
+            "gb_per_s": num_bytes * num_calls / mine.median / 1e9,
+            "bound_us": bound * 1e6,
+            "of_bound": bound * num_calls / mine.median,
         }
-        places = ["memory", "cache"] if case.forward * size <= CACHE[device] else ["memory"]
-        for place in places:
-            is_cached = place == "cache"
-            used = sets[:1] if is_cached else sets
-            num_calls = CACHED_CALLS if is_cached else len(sets)
-
-            def seconds(function, used=used, num_calls=num_calls):
-                flat, rounds = tuple(itertools.chain(*used)), num_calls // len(used)
-                return time_call(in_turn(function, len(used[0]), rounds), [flat], repeats)
-
-            mine = seconds(ours)
-            if device == "GPU":
-                bound = num_bytes / bandwidth
-            else:
-                bound = copy_seconds(num_bytes, num_calls, is_cached, repeats)
-            found = result | {
-                "data": place,
-                "us": mine.median * 1e6 / num_calls,
-                "us_low": mine.low * 1e6 / num_calls,
-                "us_high": mine.high * 1e6 / num_calls,
-                "gb_per_s": num_bytes * num_calls / mine.median / 1e9,
-                "bound_us": bound * 1e6,
-                "of_bound": bound * num_calls / mine.median,
-            }
-            try:
-                other = seconds(theirs).median
-            except tf.errors.OpError as error:
-                yield found | {"tensorflow_error": error.message.splitlines()[0][:200]}
-                continue
-            yield found | {"tensorflow_us": other * 1e6 / num_calls, "speedup": other / mine.median}
+        try:
+            other = time_call(in_turn(theirs, num_inputs), [flat], repeats).median
+        except tf.errors.OpError as error:
+            yield result | {"tensorflow_error": error.message.splitlines()[0][:200]}
+            continue
+        yield result | {"tensorflow_us": other * 1e6 / num_calls, "speedup": other / mine.median}
 
 
 def check(name, ours, theirs, tensors):
@@ -225,7 +200,7 @@ def run(args, device):
                 else (f"{'fails':>9} {'':8}")
             )
             print(
-                f"{' '.join([str(case), dtype, r['pass'], r['data']]):64} {r['us']:9.1f} "
+                f"{f'{case} {dtype} ' + r['pass']:64} {r['us']:9.1f} "
                 f"{r['us_low']:9.1f}-{r['us_high']:<9.1f} {rival} {r['gb_per_s']:7.1f} "
                 f"{r['of_bound']:8.2f}",
                 flush=True,

@@ -29,7 +29,6 @@ def quick(monkeypatch):
     """Times SMALL cases, hardly at all."""
     monkeypatch.setattr(bench_rooms, "cases", lambda device: SMALL)
     monkeypatch.setattr(bench_rooms, "MAX_CALLS", 2)
-    monkeypatch.setattr(bench_rooms, "CACHED_CALLS", 2)
     timed = bench_rooms.time_call
     monkeypatch.setattr(
         bench_rooms, "time_call", lambda f, sets, repeats=2: timed(f, sets, repeats, seconds=0)
@@ -43,15 +42,15 @@ def test_the_table_and_the_file(quick, monkeypatch, tmp_path, capsys):
     bench_rooms.main()
     printed = capsys.readouterr().out
     found = json.loads(path.read_text())
-    # dtypes, passes, places
-    assert len(found["results"]) == 2 * 2 * 2 * len(SMALL) and found["environment"]["tensorflow"]
+    # dtypes and passes
+    assert len(found["results"]) == 2 * 2 * len(SMALL) and found["environment"]["tensorflow"]
     for r in found["results"]:
-        assert r["us"] > 0 and r["speedup"] > 0 and r["data"] in ("memory", "cache")
+        assert r["us"] > 0 and r["speedup"] > 0
         assert r["of_bound"] == pytest.approx(r["bound_us"] / r["us"])
     joined = [r for r in found["results"] if r["case"] == "joined" and r["dtype"] == "bfloat16"]
     # bytes over time, in two ways
     sizes = [round(r["gb_per_s"] * r["us"] * 1e3) for r in joined]
-    assert sizes == [7 * 20 * 2, 7 * 20 * 2, 19 * 20 * 2, 19 * 20 * 2]
+    assert sizes == [7 * 20 * 2, 19 * 20 * 2]
     for room in ("layer_norm", "lstm_gates", "cross_entropy", "embedding", "l2_norm"):
         assert f"geometric mean of the speed-ups of {room}: " in printed
     table = summarize_rooms.table(found["results"], "speedup").splitlines()
@@ -63,7 +62,7 @@ def test_the_table_and_the_file(quick, monkeypatch, tmp_path, capsys):
     assert [r for r in parts if r["room"] != "embedding"] == [
         r for r in found["results"] if r["room"] != "embedding"
     ]
-    assert [r["dtype"] for r in parts if r["room"] == "embedding"] == ["float16"] * 4
+    assert [r["dtype"] for r in parts if r["room"] == "embedding"] == ["float16"] * 2
 
 
 def test_cases_of_both_devices_exist():
