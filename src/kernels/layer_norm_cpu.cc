@@ -22,8 +22,8 @@ constexpr int64_t kCopyBytes = 512 << 10;  // that a second-level cache holds
 constexpr int64_t kRowsAhead = 8;          // of a group, that are prefetched
 constexpr int64_t kLeastBytes = 256;       // of a row of a group, as DRAM is slow with less
 constexpr int64_t kLeastGroups = 16;       // so that threads have equal shares
-constexpr int64_t kPartRows = 32;          // a part is a multiple of this, or of whole groups
-constexpr int64_t kMaxParts = 128;         // keeps the workspace small; enough for as many threads
+constexpr int64_t kPartRows = 16;          // a part is a multiple of this, or of whole groups
+constexpr int64_t kMaxParts = 64;          // keeps the workspace small; enough for as many threads
 constexpr int64_t kForwardCycles = 1;      // rough costs of one element, for ParallelFor
 constexpr int64_t kGradCycles = 2;
 
