@@ -12,8 +12,15 @@ _searches = contextvars.ContextVar("searches", default=True)
 # Bounds the search: swaps tried, and words of column masks compared.
 MAX_SWAPS = 300
 MAX_WORDS = 1 << 24
-# Larger masks, in elements, keep the natural order: the search takes 0.2 s for this one.
-MAX_MASK = 1 << 20
+# Elements of a mask, for which the search takes 0.4 s.
+MAX_MASK = 1 << 22
+# Multiprocessors of the largest sm_90, each of which computes one group at a time. The number of
+# groups is chosen for small minibatches from those that cost a long one no more than this.
+SMS = 132
+FEW_GROUPS = 14
+SMALL_BATCHES = (512, 2048)
+LONG_BATCH = 8192
+TOLERANCE = 1.1
 
 
 @contextlib.contextmanager
@@ -26,7 +33,9 @@ def natural_order():
         _searches.reset(token)
 
 
-def column_groups(mask, num_columns, row_cost, num_groups=None, power=4, max_words=MAX_WORDS):
+def column_groups(
+    mask, num_columns, row_cost, num_groups=None, power=4, max_words=MAX_WORDS, max_mask=MAX_MASK
+):
     """Which columns each group has.
 
     A group costs row_cost for each input row that some column of it needs, and 1 for each block.
@@ -41,6 +50,7 @@ def column_groups(mask, num_columns, row_cost, num_groups=None, power=4, max_wor
       num_groups: as many as are needed, unless more are wanted.
       power: of costs; the higher, the more the most expensive group counts.
       max_words: of column masks compared, at most.
+      max_mask: elements of the mask; a larger one keeps the natural order.
     Returns:
       int64[groups, num_columns]: columns, -1 where there is none.
     """
@@ -54,13 +64,43 @@ def column_groups(mask, num_columns, row_cost, num_groups=None, power=4, max_wor
         return np.sum((cost / cost.mean()) ** power) * cost.mean()
 
     natural = _spread(np.arange(mask.shape[1]), num_groups, num_columns)
-    if mask.size > MAX_MASK or not _searches.get():
+    if mask.size > max_mask or not _searches.get():
         return np.where(natural < mask.shape[1], natural, -1)
     groups = _spread(_gather(bits[: mask.shape[1]], num_groups), num_groups, num_columns)
     _swap(groups, bits, sizes, row_cost, power, max_words)
     if total(natural) <= total(groups):
         groups = natural
     return np.where(groups < mask.shape[1], groups, -1)
+
+
+def count_groups(mask, least, num_tiles, row_cost, tile_cost):
+    """How many groups to make of a mask's columns.
+
+    Large groups share their inputs best, but some numbers leave a part of the device idle: with 38
+    groups and 4 tiles of samples 132 multiprocessors take as long as with 66.
+
+    Args:
+      mask: bool[rows, columns].
+      least: groups, that have room for all columns.
+      num_tiles: of (int64[choices] numbers of groups, minibatch), how many tiles the busiest
+        multiprocessor computes, each of them a group for some samples.
+      row_cost: of an input row that a group needs, relative to a block's.
+      tile_cost: of a tile, beside its rows and blocks.
+    """
+    if least <= FEW_GROUPS:  # the tiles of few groups divide the device well
+        return least
+    # Not the searched order, whose groups need a sixth fewer rows whatever their number.
+    most = max(least, min(2 * least + least // 4, least + SMS, mask.shape[1]))
+    choices = np.arange(least, most + 1)
+    bits = _bits(mask, mask.shape[1])
+    rows = [
+        _count(np.bitwise_or.reduceat(bits, _starts(len(bits), n)[:-1], axis=0)).mean()
+        for n in choices.tolist()
+    ]
+    cost = row_cost * np.array(rows) + np.count_nonzero(mask) / choices + tile_cost
+    small = np.prod([num_tiles(choices, batch) * cost for batch in SMALL_BATCHES], axis=0)
+    long = num_tiles(choices, LONG_BATCH) * cost
+    return int(choices[np.argmin(np.where(long <= TOLERANCE * long.min(), small, np.inf))])
 
 
 def balance_workers(groups, mask, num_workers, visit_cost=3, steps=150):
@@ -158,7 +198,8 @@ def _without_each(bits):
 def _swap(groups, bits, sizes, row_cost, power, max_words):
     """Swaps columns of two groups while that lowers the sum of powers; changes `groups`.
 
-    Each step tries all swaps of one group with all other columns and makes the best one.
+    Each step tries all swaps of the dearest group with columns of the cheapest ones, as many as
+    leave words for MAX_SWAPS steps, and makes the best one.
     """
     num_groups, num_columns = groups.shape
     if num_groups == 1 or num_columns == 1:
@@ -168,36 +209,40 @@ def _swap(groups, bits, sizes, row_cost, power, max_words):
     group_of = np.empty(len(bits), np.int64)
     group_of[groups] = np.arange(num_groups)[:, None]
     blocks = sizes[groups].sum(axis=1)
-    costs = row_cost * _count(np.bitwise_or.reduce(bits[groups], axis=1)) + blocks
+    rows = _count(np.bitwise_or.reduce(bits[groups], axis=1))
+    costs = (row_cost * rows + blocks).astype(float)
     scale = costs.mean()
-    steps = min(MAX_SWAPS, 1 + max_words // (2 * num_columns * bits.size))
-    idle = 0
-    for step in range(steps):
-        a = step % num_groups
+    group_words = 2 * num_columns**2 * bits.shape[1]  # compared with one other group
+    most = min(max(max_words // (100 * group_words), 1), num_groups - 1)
+    is_idle = np.zeros(num_groups, bool)
+    for _ in range(min(MAX_SWAPS, 1 + max_words // (most * group_words))):
+        if is_idle.all():
+            return
+        a = np.where(is_idle, -np.inf, costs).argmax()
+        cheapest = np.argsort(costs, kind="stable")
+        columns = groups[cheapest[cheapest != a][:most]].ravel()
+        theirs = group_of[columns]
         mine = groups[a]
-        more = sizes - sizes[mine][:, None]  # blocks that group a gains, [mine, column]
-        cost_a = row_cost * _count(others[mine][:, None] | bits) + (blocks[a] + more)
-        cost_b = row_cost * _count(others | bits[mine][:, None]) + (blocks[group_of] - more)
+        more = sizes[columns] - sizes[mine][:, None]  # blocks that group a gains, [mine, column]
+        cost_a = row_cost * _count(others[mine][:, None] | bits[columns]) + (blocks[a] + more)
+        cost_b = row_cost * _count(others[columns] | bits[mine][:, None]) + (blocks[theirs] - more)
         gain = (
             (costs[a] / scale) ** power
-            + (costs[group_of] / scale) ** power
+            + (costs[theirs] / scale) ** power
             - (cost_a / scale) ** power
             - (cost_b / scale) ** power
         )
-        gain[:, mine] = 0
-        i, column = np.unravel_index(np.argmax(gain), gain.shape)
-        if gain[i, column] <= 1e-9:
-            idle += 1
-            if idle == num_groups:
-                return
+        i, best = np.unravel_index(np.argmax(gain), gain.shape)
+        if gain[i, best] <= 1e-9:
+            is_idle[a] = True
             continue
-        idle = 0
-        b = group_of[column]
+        is_idle[:] = False
+        column, b = columns[best], theirs[best]
         j = np.flatnonzero(groups[b] == column)[0]
         groups[a, i], groups[b, j] = column, mine[i]
-        costs[a], costs[b] = cost_a[i, column], cost_b[i, column]
-        blocks[a] += more[i, column]
-        blocks[b] -= more[i, column]
+        costs[a], costs[b] = cost_a[i, best], cost_b[i, best]
+        blocks[a] += more[i, best]
+        blocks[b] -= more[i, best]
         for g in (a, b):
             group_of[groups[g]] = g
             others[groups[g]] = _without_each(bits[groups[g]])

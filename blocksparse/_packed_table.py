@@ -12,7 +12,7 @@ import dataclasses
 
 import numpy as np
 
-from blocksparse._column_groups import column_groups
+from blocksparse._column_groups import SMS, column_groups, count_groups
 
 DEPTH = 16  # input features of a unit
 ROWS = 4  # of units in a span of 64 input features
@@ -25,17 +25,20 @@ MAX_STAGE = 2048
 MAX_WORDS = 1 << 23
 # Wide units where they are fewer than this share of the narrow ones.
 WIDE_SHARE = 0.78
+# What a tile costs beside its x and units, as units of 16 x 16 that are loaded.
+TILE_COST = 400
 # Broad tiles where this share of the narrow units is stored: they load x half as often and W twice.
 BROAD_FILL = 0.03, 0.17
 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """Of a tile: `code` in the section's parameters; output features of a unit and, at most, of a
-    group; shares of a group; mask bits of a row of a share, and of a stage.
+    """Of a tile: `code` in the section's parameters; samples; output features of a unit and, at
+    most, of a group; shares of a group; mask bits of a row of a share, and of a stage.
     """
 
     code: int
+    rows: int
     width: int
     features: int
     shares: int
@@ -48,9 +51,9 @@ class Shape:
         return self.features * 11 // 12
 
 
-NARROW = Shape(0, 16, 384, 6, 4, 192)
-BROAD = Shape(1, 16, 768, 12, 4, 384)
-WIDE = Shape(2, 32, 384, 2, 8, 192)
+NARROW = Shape(0, 128, 16, 384, 6, 4, 192)
+BROAD = Shape(1, 64, 16, 768, 12, 4, 384)
+WIDE = Shape(2, 128, 32, 384, 2, 8, 192)
 
 
 def packed_sections(layout):
@@ -124,10 +127,10 @@ def _columns(row_masks, per_unit, shape):
     units[units >= num_columns] = -1
     if shape.width == 16 * per_unit and per_unit > 1:
         units = column_groups(row_masks, per_unit, 8)
-    num_groups = -(-len(units) * shape.width // shape.mean_features)
     shares = shape.shares
     per_share = shape.features // shares // shape.width
     unit_masks = masks_of(units)
+    num_groups = _num_groups(unit_masks, shape)
     units = np.concatenate([units, np.full((1, per_unit), -1)])
     if shape is WIDE:
         groups = column_groups(unit_masks, shares * per_share, 4, num_groups)
@@ -140,6 +143,22 @@ def _columns(row_masks, per_unit, shape):
         part_masks = masks_of(units[parts].reshape(len(parts), -1))
         groups = parts[column_groups(part_masks, shares, 4, num_groups)]
     return units[groups]
+
+
+def _num_groups(unit_masks, shape):
+    """Groups of the unit columns of bool[rows of units, unit columns]."""
+
+    def num_tiles(num_groups, batch):
+        return -(-(-(-batch // shape.rows) * num_groups) // SMS)
+
+    # Boxes of x are as wide as a span, most of them.
+    spans = _padded(unit_masks, ROWS).reshape(-1, ROWS, unit_masks.shape[1]).any(axis=1)
+    least = -(-unit_masks.shape[1] * shape.width // shape.mean_features)
+    unit_bytes = DEPTH * shape.width * 2
+    span_cost = ROWS * DEPTH * shape.rows * 2 / unit_bytes
+    fill = np.count_nonzero(unit_masks) / np.count_nonzero(spans)
+    tile_cost = TILE_COST * 16 / shape.width
+    return count_groups(spans, least, num_tiles, span_cost / fill, tile_cost / fill)
 
 
 class _Plan:
@@ -177,6 +196,8 @@ class _Plan:
         units_of_span = np.bincount(span_of_unit)
         unit_bytes = DEPTH * self.shape.width * 2
         is_second = _is_second(group, units_of_span, STAGE_BYTES // unit_bytes)
+        if np.count_nonzero(is_second) < len(spans) / 4:
+            is_second[:] = False  # every stage would have room for two spans
         stage = np.cumsum(~is_second) - 1
         stage_ptr = np.searchsorted(group[~is_second], np.arange(self.num_groups + 1))
         units_of_stage = np.bincount(stage, units_of_span).astype(np.int64)

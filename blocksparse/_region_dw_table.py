@@ -26,7 +26,8 @@ def region_dw_sections(layout, is_quick=False, axes=(0, 1)):
       is_quick: for a layout that changes often; regions read a little more.
       axes: the feature axes that are wanted, for blocks up to 32.
     Returns:
-      {"dw_regions_<axis>": (int64 vector, (regions, unit, entries))}, or `large_dw_sections`.
+      {"dw_regions_<axis>": (int64 vector, (regions, unit | clocks << 8, entries))}, or
+      `large_dw_sections`.
     """
     if layout.block_size > 32:
         return large_dw_sections(layout, is_quick)
@@ -59,7 +60,7 @@ def _units(layout):
 def _section(unit, units, blocks, chunk, is_quick):
     per_chunk = chunk // unit
     cells = units // per_chunk
-    region = divide(cells, unit, chunk, is_quick)
+    region, clocks = divide(cells, unit, chunk, is_quick)
     chunks, ends = _chunks(region, cells)
     ends = ends * per_chunk + units % per_chunk
     order = pairs if RUNS[unit] == 2 else walks
@@ -84,7 +85,7 @@ def _section(unit, units, blocks, chunk, is_quick):
         steps["edge"][:, None] < 0, -1, blocks[steps["edge"]]
     )
     section = np.concatenate([first, chunks.ravel().view(np.int64), entries.ravel().view(np.int64)])
-    return section, (len(chunks), unit, len(entries))
+    return section, (len(chunks), unit | int(clocks) << 8, len(entries))
 
 
 def _chunks(region, cells):

@@ -4,12 +4,10 @@ every word.
 Only numpy here.
 """
 
-import contextlib
-
 import numpy as np
 
-from blocksparse._column_groups import column_groups, natural_order
-from blocksparse._wide_table import RING_BYTES, ROWS, block_numbers, place, serves_layout
+from blocksparse._column_groups import column_groups
+from blocksparse._wide_table import RING_BYTES, ROWS, Blocks, place, serves_layout
 
 BLOCK = 32  # that the kernel knows; larger ones are cut
 GROUP = 11  # block columns
@@ -24,24 +22,22 @@ def wide_float_sections(layout):
     """
     if not serves_layout(layout, BLOCK):
         return {}
-    numbers = block_numbers(layout, BLOCK)
-    return {"wide_float_fprop": _table(numbers), "wide_float_dx": _table(numbers.T)}
+    blocks = Blocks(layout, BLOCK)
+    return {"wide_float_fprop": _table(blocks), "wide_float_dx": _table(blocks.transposed())}
 
 
-def _table(numbers):
-    """(vector, parameters) for blocks numbered `numbers`[inputs, outputs], -1 where none is."""
-    mask = numbers >= 0
+def _table(blocks):
+    """(vector, parameters) for `Blocks` of BLOCK."""
+    mask = blocks.mask
     num_groups = -(-mask.shape[1] // GROUP)
-    with natural_order() if mask.size > MAX_MASK else contextlib.nullcontext():
-        columns = column_groups(mask, GROUP, ROWS / BLOCK, num_groups, power=32)
+    columns = column_groups(mask, GROUP, ROWS / BLOCK, num_groups, power=32, max_mask=MAX_MASK)
 
-    # bits[group, slice]: which of the group's columns need the slice.
-    by_column = np.concatenate([mask.T, np.zeros((1, mask.shape[0]), bool)])  # column -1
-    bits = np.zeros((len(columns), mask.shape[0]), np.int64)
-    for j in range(GROUP):
-        bits |= by_column[columns[:, j]].astype(np.int64) << j
-    group, slice_ = np.nonzero(bits)
-    needed = bits[group, slice_]
+    # Which of the group's columns need the slice.
+    bits = blocks.needed(columns)
+    group, row = np.nonzero(bits)
+    needed = bits[group, row]
+    ids = blocks.numbers(needed, row, columns[group])
+    slice_, group, needed = blocks.cut(row, group, needed)
     num_blocks = np.bitwise_count(needed).astype(np.int64)
 
     counts = np.bincount(group, minlength=len(columns))
@@ -52,8 +48,6 @@ def _table(numbers):
 
     low = slice_ | positions[group, index] << 16 | distances[group, index] << 23 | needed << 32
     entries = np.stack([low, np.cumsum(num_blocks) - num_blocks], axis=1)
-    entry, bit = np.nonzero(needed[:, None] >> np.arange(GROUP) & 1)
-    ids = numbers[slice_[entry], columns[group[entry], bit]]
     ptr = np.concatenate([[0], np.cumsum(counts)])
     vector = np.concatenate([ptr, columns.ravel(), entries.ravel(), ids])
     return vector, (len(columns), len(entries), GROUP)

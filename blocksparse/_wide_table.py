@@ -5,7 +5,7 @@ Only numpy here.
 
 import numpy as np
 
-from blocksparse._column_groups import balance_workers, column_groups
+from blocksparse._column_groups import MAX_MASK, SMS, balance_workers, column_groups, count_groups
 
 FEATURES = 384  # of a group
 ROWS = 128  # samples of a tile
@@ -16,8 +16,11 @@ BLOCK_SIZES = (32, 64, 128)
 MAX_SLICES = 1 << 16
 # Blocks of a group in an input row above which registers hold x (B = 32).
 MANY_BLOCKS = 3.3
+# Of x, that thread blocks should read at a time, as in `matmul_wide.cu`.
+MAX_TILE_BYTES = 16 << 20
 # Columns in a group, on average, of those that it has room for: room to make groups even.
 FILL = 0.9
+TILE_BYTES = 200 * 1024  # what a tile costs beside its rows and blocks, as bytes that are loaded
 
 
 def wide_sections(layout):
@@ -25,8 +28,8 @@ def wide_sections(layout):
     size = min(layout.block_size, LARGEST)
     if not serves_layout(layout, size):
         return {}
-    numbers = block_numbers(layout, size)
-    return {"wide_fprop": _table(numbers, size), "wide_dx": _table(numbers.T, size)}
+    blocks = Blocks(layout, size)
+    return {"wide_fprop": _table(blocks, size), "wide_dx": _table(blocks.transposed(), size)}
 
 
 def serves_layout(layout, size):
@@ -35,33 +38,95 @@ def serves_layout(layout, size):
     return layout.block_size in BLOCK_SIZES and num_slices <= MAX_SLICES
 
 
-def block_numbers(layout, size):
-    """int64[inputs, outputs], the numbers of blocks of `size`, -1 where none is stored.
+class Blocks:
+    """A layout's blocks, cut into smaller ones of `size` if they are larger.
 
-    Larger blocks are quartered until they fit: 4 block + 2 (lower half) + (right half).
+    Rows of small blocks in the same block need the same columns, so tables are made for one of
+    them and repeated.
+
+    Attributes:
+      cuts: small blocks along the edge of a block.
+      mask: bool[inputs, outputs * cuts]: block rows, and columns of small blocks.
     """
-    numbers = np.full(layout.mask.shape, -1, np.int64)
-    numbers[tuple(layout.coordinates.T)] = np.arange(layout.num_blocks)
-    for _ in range((layout.block_size // size).bit_length() - 1):
-        parts = np.tile(np.arange(4).reshape(2, 2), numbers.shape)
-        cut = np.repeat(np.repeat(numbers * 4, 2, axis=0), 2, axis=1) + parts
-        numbers = np.where(cut < 0, -1, cut)
-    return numbers
+
+    def __init__(self, layout, size):
+        self.cuts = layout.block_size // size
+        self._numbers = np.full(layout.mask.shape, -1, np.int32)
+        self._numbers[tuple(layout.coordinates.T)] = np.arange(layout.num_blocks)
+        # Quartered again and again: 4 block + 2 (lower half) + (right half).
+        self._parts = np.zeros((1, 1), np.int64)
+        for _ in range(self.cuts.bit_length() - 1):
+            quarters = np.tile(np.arange(4).reshape(2, 2), self._parts.shape)
+            self._parts = 4 * self._parts.repeat(2, axis=0).repeat(2, axis=1) + quarters
+        self.mask = self._numbers.repeat(self.cuts, axis=1) >= 0
+
+    def transposed(self):
+        """The same for the other direction."""
+        other = object.__new__(Blocks)
+        other.cuts = self.cuts
+        other._numbers = np.ascontiguousarray(self._numbers.T)
+        other._parts = self._parts.T
+        other.mask = other._numbers.repeat(self.cuts, axis=1) >= 0
+        return other
+
+    def numbers(self, words, rows, columns):
+        """Of small blocks, entry by entry; each entry is taken for each row of small blocks.
+
+        Args:
+          words: int64[entries], which of 12 columns need block row rows[entry]; 12 bits further,
+            the one below (whole blocks only).
+          columns: int64[entries, 12], or fewer.
+        """
+        entry, bit = _set_bits(words)
+        column, right = np.divmod(columns[entry, bit % 12], self.cuts)
+        found = self._numbers[rows[entry] + bit // 12, column].astype(np.int64)
+        if self.cuts == 1:
+            return found
+        counts = np.bincount(entry, minlength=len(words))
+        first = (self.cuts - 1) * (np.cumsum(counts) - counts)[entry] + np.arange(len(entry))
+        numbers = np.empty(self.cuts * len(found), np.int64)
+        for lower in range(self.cuts):
+            at = first + lower * counts[entry]
+            numbers[at] = found * self.cuts**2 + self._parts[lower, right]
+        return numbers
+
+    def needed(self, columns):
+        """int64[groups, block rows]: bit j where columns[group, j], if any, has a block."""
+        by_column = np.concatenate([self.mask.T, np.zeros((1, len(self.mask)), bool)])  # column -1
+        bits = np.zeros((len(columns), len(self.mask)), np.int64)
+        for j in range(columns.shape[1]):
+            bits |= by_column[columns[:, j]].astype(np.int64) << j
+        return bits
+
+    def cut(self, rows, *vectors):
+        """(slices, vectors): of entries with these block rows, for each row of small blocks."""
+        slices = rows.repeat(self.cuts) * self.cuts
+        slices += np.tile(np.arange(self.cuts), len(rows))
+        return slices, *(vector.repeat(self.cuts) for vector in vectors)
 
 
-def _table(numbers, size):
-    """(vector, parameters) for blocks numbered `numbers`[inputs, outputs], -1 where none is."""
-    mask = numbers >= 0
+def _table(blocks, size):
+    """(vector, parameters) for `Blocks` of `size`."""
+    mask = blocks.mask
     num_columns = FEATURES // size
-    num_groups = int(np.ceil(mask.shape[1] / (num_columns * FILL)))
-    columns = column_groups(mask, num_columns, ROWS / size, num_groups, power=32)
-    num_workers = _num_workers(mask, columns, size)
+    least = int(np.ceil(mask.shape[1] / (num_columns * FILL)))
+    tile_cost = TILE_BYTES / (2 * size * size) / blocks.cuts
+    tiling = _tiling(2 * len(mask) * blocks.cuts * size)
+    num_groups = count_groups(mask, least, tiling, ROWS / size, tile_cost)
+    # Tables of blocks that are cut take their time elsewhere.
+    max_mask = MAX_MASK // blocks.cuts**2
+    columns = column_groups(mask, num_columns, ROWS / size, num_groups, power=32, max_mask=max_mask)
+    num_rows = np.count_nonzero(blocks.needed(columns))
+    # Registers hold x, and two warpgroups multiply, where a slice meets many small blocks.
+    has_many = size == 32 and np.count_nonzero(mask) > MANY_BLOCKS * num_rows
+    num_workers = 2 if has_many else 3
     columns = balance_workers(columns, mask, num_workers)
 
-    # bits[group, slice]: which of the group's columns need the slice.
-    members = np.where(columns[..., None] >= 0, mask.T[columns], False)
-    bits = np.einsum("gjr,j->gr", members, 1 << np.arange(num_columns), dtype=np.int64)
-    group, slice_, first, second = _pairs(bits) if size == 32 else _singles(bits)
+    # Which of the group's columns need the slice, or both.
+    bits = blocks.needed(columns)
+    group, row, first, second = _pairs(bits) if size == 32 else _singles(bits)
+    ids = blocks.numbers(first | second << 12, row, columns[group])
+    slice_, group, first, second = blocks.cut(row, group, first, second)
 
     # In granules, of which a block is one.
     num_blocks = np.bitwise_count(first) + np.bitwise_count(second).astype(np.int64)
@@ -83,24 +148,36 @@ def _table(numbers, size):
     is_used = np.arange(grid.shape[1]) < counts[:, None]
     entries = np.stack([low[is_used], high[is_used]], axis=1)
 
-    entry, bit = np.nonzero((first | second << 12)[:, None] >> np.arange(24) & 1)
-    ids = numbers[slice_[entry] + bit // 12, columns[group[entry], bit % 12]]
     ptr = np.concatenate([[0], np.cumsum(counts)])
     vector = np.concatenate([ptr, columns.ravel(), entries.ravel(), ids])
-    return vector, (len(columns), len(entries), num_workers)
+    num_granules = int(sizes.sum() // len(columns))
+    return vector, (len(columns), len(entries), num_workers | num_granules << 8)
 
 
-def _num_workers(mask, columns, size):
-    """Three warpgroups, or two that hold x in registers, where a slice meets many small blocks."""
-    members = np.where(columns[..., None] >= 0, mask.T[columns], False)
-    num_rows = np.count_nonzero(members.any(axis=1))
-    return 2 if size == 32 and np.count_nonzero(mask) > MANY_BLOCKS * num_rows else 3
+def _set_bits(words):
+    """(index, bit) of every bit that is set in the low halves of int64 words, in order."""
+    low = words.astype("<u4").view(np.uint8).reshape(len(words), 4)
+    return np.nonzero(np.unpackbits(low, axis=1, bitorder="little"))
+
+
+def _tiling(sample_bytes):
+    """Tiles of a thread block, as ChooseWideGrid (`matmul_wide.cu`) divides the result."""
+
+    def tiles(num_groups, batch):
+        waves = np.arange(1, num_groups.max() // 2 + 2)[:, None]
+        lanes = -(-num_groups // waves)
+        strips = np.maximum(SMS // lanes, 1)
+        tiles = waves * -(-batch // (strips * ROWS))
+        tiles[strips * ROWS * sample_bytes > MAX_TILE_BYTES] *= 2
+        return np.where(lanes <= SMS, tiles, np.iinfo(np.int64).max).min(axis=0)
+
+    return tiles
 
 
 def _singles(bits):
-    group, slice_ = np.nonzero(bits)
-    first = bits[group, slice_]
-    return group, slice_, first, np.zeros_like(first)
+    group, row = np.nonzero(bits)
+    first = bits[group, row]
+    return group, row, first, np.zeros_like(first)
 
 
 def _pairs(bits):
@@ -122,18 +199,22 @@ def place(sizes, counts, capacity):
       (positions, distances): of the shape of sizes. The list repeats, so the distance counts round
       its end; an entry that is alone waits for one REACH before it.
     """
+    sizes = sizes.astype(np.int32)
     positions = np.zeros_like(sizes)
-    end = np.zeros(len(sizes), np.int64)
+    end = np.zeros(len(sizes), np.int32)
     for i in range(sizes.shape[1]):
         start = np.where(end + sizes[:, i] > capacity, 0, end)
         positions[:, i] = start
         end = np.where(i < counts, start + sizes[:, i], end)
-    distances = np.full_like(sizes, REACH)
-    index = np.arange(sizes.shape[1])
+    # The list with its own end before it.
+    before = np.arange(-REACH, 0) % np.maximum(counts, 1)[:, None]
+    starts, stops = (
+        np.concatenate([np.take_along_axis(ends, before, axis=1), ends], axis=1)
+        for ends in (positions, positions + sizes)
+    )
+    distances = np.full(sizes.shape, REACH, np.int8)
     for distance in range(REACH, 0, -1):
-        back = (index - distance) % np.maximum(counts, 1)[:, None]
-        start = np.take_along_axis(positions, back, axis=1)
-        stop = start + np.take_along_axis(sizes, back, axis=1)
-        overlaps = (start < positions + sizes) & (positions < stop)
-        distances[overlaps] = distance
-    return positions, distances
+        back = slice(REACH - distance, starts.shape[1] - distance)
+        overlaps = (starts[:, back] < stops[:, REACH:]) & (starts[:, REACH:] < stops[:, back])
+        np.copyto(distances, distance, where=overlaps)
+    return positions.astype(np.int64), distances.astype(np.int64)

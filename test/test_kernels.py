@@ -138,19 +138,9 @@ def test_products(kernels, place, size, axis, mask, n, tf32):
     tolerance.check_equal(dw, reference.matmul_dw(x, dy, layout, axis))
 
 
-@pytest.mark.parametrize("n", [5, 64, 130])
-@pytest.mark.parametrize("size, axis", [case for case in CASES if case.values[0] < 32])
-def test_many_small_blocks_and_few_samples(kernels, place, size, axis, n):
-    """Where feature_axis is 1, a GPU transposes x first."""
-    rng = np.random.default_rng(n)
-    layout = SparsityLayout(layouts.random(rng, 25, 19, 0.9), size)
-    x, w, dy = inputs(rng, layout, axis, n)
-    y, dx, _ = products(kernels, place, layout, axis, n, x, w, dy)
-    tolerance.check_equal(y, reference.matmul(x, w, layout, axis))
-    tolerance.check_equal(dx, reference.matmul_dx(dy, w, layout, axis))
-
-    # bfloat16 as the upper halves of float32: sums of so few signs are exact.
-    x, w, dy = (np.sign(array) for array in (x, w, dy))
+def check_bfloat16(kernels, place, layout, axis, n, rng):
+    """y and dx of signs; bfloat16 as the upper halves of float32: few of them add up exactly."""
+    x, w, dy = (np.sign(array) for array in inputs(rng, layout, axis, n))
     w *= rng.choice(np.float32([-1, 1]), w.shape)
     halves = [place.put((array.view(np.int32) >> 16).astype(np.int16)) for array in (x, w, dy)]
     lut = place.put(layout.lut)
@@ -164,6 +154,33 @@ def test_many_small_blocks_and_few_samples(kernels, place, size, axis, n):
         matmul(kernels, place, layout.plan, lut, source, halves[1], y, is_dx=is_dx, **kwargs)
         found = (place.get(y).astype(np.int32) << 16).view(np.float32)
         tolerance.check_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    "columns, n", [(100, 40), (200, 40), (330, 56), (250, 120), (500, 184), (600, 296)]
+)
+@pytest.mark.parametrize("size, axis", [case for case in CASES if case.values[0] <= 32])
+def test_wide_layouts_and_few_samples(kernels, place, size, axis, columns, n):
+    """An H200 has 8, 6, 4, 3, 2 or 1 warps for each tile of 64 samples by a block column."""
+    if place.torch is None:
+        pytest.skip("only a GPU divides the work like this")
+    rng = np.random.default_rng(n)
+    layout = SparsityLayout(layouts.random(rng, 6, columns, 0.7), size)
+    check_bfloat16(kernels, place, layout, axis, n, rng)
+
+
+@pytest.mark.parametrize("n", [5, 64, 130])
+@pytest.mark.parametrize("size, axis", [case for case in CASES if case.values[0] < 32])
+def test_many_small_blocks_and_few_samples(kernels, place, size, axis, n):
+    """Where feature_axis is 1, a GPU transposes x first."""
+    rng = np.random.default_rng(n)
+    layout = SparsityLayout(layouts.random(rng, 25, 19, 0.9), size)
+    x, w, dy = inputs(rng, layout, axis, n)
+    y, dx, _ = products(kernels, place, layout, axis, n, x, w, dy)
+    tolerance.check_equal(y, reference.matmul(x, w, layout, axis))
+    tolerance.check_equal(dx, reference.matmul_dx(dy, w, layout, axis))
+
+    check_bfloat16(kernels, place, layout, axis, n, rng)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

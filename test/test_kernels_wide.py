@@ -19,6 +19,7 @@ layouts = importlib.import_module("blocksparse.testing.layouts")
 SparsityLayout = importlib.import_module("blocksparse.layout").SparsityLayout
 
 SIZES = (32, 64, 128)
+WIDE = ("wide_fprop", "wide_dx")
 # Samples enough for a tile of 64 on each of an H200's 132 multiprocessors.
 LONG = 8448
 
@@ -49,7 +50,9 @@ def test_a_table_names_each_block_once_and_never_two_in_one_place(size, density)
     halves = size // block
     per_group = _wide_table.FEATURES // block
     for name, is_dx in (("wide_fprop", False), ("wide_dx", True)):
-        vector, (num_groups, num_entries, num_workers) = sections[name]
+        vector, (num_groups, num_entries, workers_granules) = sections[name]
+        num_workers = workers_granules & 0xFF
+        num_granules = 0
         ends = np.cumsum([num_groups + 1, num_groups * per_group, 2 * num_entries])
         ptr, columns, entries, ids = np.split(vector, ends)
         columns, entries = columns.reshape(num_groups, per_group), entries.reshape(-1, 2)
@@ -70,6 +73,7 @@ def test_a_table_names_each_block_once_and_never_two_in_one_place(size, density)
                     assert where == ((low & 0xFFFF) + k, columns[group, j])
                     found.append(number)
                 size_now = _wide_table.ROWS // block * (1 + (low >> 28 & 1)) + len(bits)
+                num_granules += 0 if is_room else size_now
                 if is_room:
                     size_now = _wide_table.ROWS // block * per_group // num_workers
                 start, distance = low >> 16 & 0x7F, low >> 23 & 0x1F
@@ -81,6 +85,7 @@ def test_a_table_names_each_block_once_and_never_two_in_one_place(size, density)
                     other_start, other_stop, _ = places[(i - back) % len(places)]
                     assert other_stop <= start or stop <= other_start
         assert sorted(found) == list(range(layout.num_blocks * halves**2))
+        assert workers_granules >> 8 == num_granules // num_groups
 
 
 def test_groups_share_rows_and_cost_the_same():
@@ -99,6 +104,27 @@ def test_the_natural_order_stays_where_it_is_best():
     assert groups.tolist() == np.arange(24).reshape(4, 6).tolist()
 
 
+def test_a_larger_mask_is_ordered_evenly_too():
+    mask = np.random.default_rng(0).random((1500, 1400)) < 0.02
+    groups = _column_groups.column_groups(mask, 12, 4, num_groups=132, power=32)
+    rows = np.where(groups[..., None] >= 0, mask.T[groups], False).any(axis=1).sum(axis=1)
+    natural = mask.reshape(1500, 140, 10).any(axis=2).sum(axis=0) * 140 / 132
+    assert rows.mean() < 0.92 * natural.mean()
+    assert rows.max() < 1.1 * rows.mean()
+
+
+@pytest.mark.parametrize("columns, least, expected", [(128, 12, 12), (320, 30, 33), (480, 45, 66)])
+def test_many_groups_fill_waves_of_thread_blocks(columns, least, expected):
+    """Tiles of 128 samples on 132 multiprocessors; few groups stay as large as they can be."""
+
+    def num_tiles(num_groups, batch):
+        return -(-num_groups * (batch // 128) // 132)
+
+    mask = np.random.default_rng(0).random((columns, columns)) < 6400 / columns**2
+    found = _column_groups.count_groups(mask, least, num_tiles, 4, 100)
+    assert found == expected
+
+
 def test_workers_of_a_group_have_even_shares():
     mask = np.zeros((16, 12), bool)
     mask[:, :4] = True  # the first worker would have all the work
@@ -108,6 +134,18 @@ def test_workers_of_a_group_have_even_shares():
 
 
 # ---- products ----
+
+
+def tables(layout):
+    """(lut, plan) without what groups load, by which a short minibatch might be streamed."""
+    if "wide alone" not in layout.cache:
+        quick = _gpu_tables.quick_sections if layout.quick_plan else _gpu_tables.gpu_sections
+        sections = {
+            name: (vector, (*sizes[:2], sizes[2] & 0xFF) if name in WIDE else sizes)
+            for name, (vector, sizes) in quick(layout).items()
+        }
+        layout.cache["wide alone"] = layout.join_sections(sections)
+    return layout.cache["wide alone"]
 
 
 class Product:
@@ -135,16 +173,16 @@ class Product:
                 x[:, row : row + layout.block_size] = float("nan")
         self.type = getattr(torch, dtype)
         y = torch.full(shapes[1], float("nan"), dtype=self.type, device="cuda")
-        table, plan = _gpu_tables.gpu_tables(layout)
+        table, plan = tables(layout)
         table = torch.from_numpy((table if lut is None else lut).copy()).cuda()
+        table[: len(layout.lut)] = 0  # or another kernel could have made the product
         kernels = kernels_module.Kernels(ALONE)
         gates = None if gate is None else torch.from_numpy(gate).cuda()
         arguments = (plan, table, x.to(self.type), w.to(self.type), y)
         kwargs = dict(dtype=dtype, batch=n, feature_axis=axis, is_dx=is_dx, gate=gates)
         kwargs["device"] = kernels_module.GPU
-        size = kernels.workspace_bytes(*arguments, **kwargs)
-        assert size > 0 or layout.block_size > 32  # or another kernel serves these arguments
-        workspace = torch.empty(size, dtype=torch.uint8, device="cuda")
+        self.workspace_bytes = kernels.workspace_bytes(*arguments, **kwargs)
+        workspace = torch.empty(self.workspace_bytes, dtype=torch.uint8, device="cuda")
         kernels.matmul(*arguments, workspace=workspace, **kwargs)
         torch.cuda.synchronize()
         self.y = y
@@ -178,6 +216,17 @@ def test_products(size, axis, is_dx, dtype):
         layout = SparsityLayout(layouts.standard()[name], size)
         for n in (LONG, LONG + 8, 17000) if axis == 0 else (LONG, LONG + 3, 17001):
             Product(layout, n, dtype, axis, is_dx).check()
+
+
+@needs_hopper
+@pytest.mark.parametrize("is_dx", [False, True], ids=["fprop", "dx"])
+@pytest.mark.parametrize("axis", [1, 0])
+def test_w_is_packed_where_it_is_read_often(axis, is_dx):
+    shape = (760, 40) if is_dx else (40, 760)
+    for n, is_packed in ((200, False), (512, False), (520, True), (1600, True)):
+        product = Product(random_layout(32, *shape, 0.1), n, "bfloat16", axis, is_dx)
+        product.check()
+        assert (product.workspace_bytes > 0) == is_packed
 
 
 @needs_hopper

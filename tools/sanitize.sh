@@ -33,6 +33,7 @@ short="GPU and not 3001 and not 9112 and not damaged"
 declare -A selection=([memcheck]=GPU [racecheck]=$short [synccheck]=$short)
 declare -A packed=([memcheck]=GPU [racecheck]=fewest [synccheck]=fewest)
 hopper="test/test_kernels_wide.py test/test_kernels_wide_float.py test/test_kernels_region_dw.py"
+hopper="$hopper test/test_kernels_stream.py"
 declare -A of_hopper=([memcheck]="not damaged" [racecheck]="gate or hubs and 32" [synccheck]="gate or hubs and 32")
 # A thread block of the wide kernels has 131 barriers.
 declare -A options=([memcheck]="" [racecheck]="" [synccheck]="--num-cuda-barriers 65536")

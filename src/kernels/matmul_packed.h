@@ -56,7 +56,8 @@ constexpr int PackedStageWords(PackedShape shape) { return PackedMaskWords(shape
 // Whether this kernel computes `args`: an sm_90 GPU; float16 or bfloat16; block size 8 or 16; at
 // least kMinPackedBatch samples, and kMinPackedTiles tiles, below which so many SMs would idle that
 // the streaming kernel is faster; x, w, y aligned to 16 bytes, as must be the rows of x and y; a
-// layout with the section.
+// layout with the section; and up to 768 samples by its stages and units streaming would take
+// longer.
 bool PackedServes(const MatmulArgs& args);
 // The packed W: at most 8 times w for B = 8, 2 times for B = 16, near 1 where most blocks are
 // stored.

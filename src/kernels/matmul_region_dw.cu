@@ -1,4 +1,5 @@
 // Whether and how dw by regions runs: what it serves, how the batch is split.
+#include <algorithm>
 #include <limits>
 
 #include "src/kernels/common/cuda_launch.h"
@@ -11,6 +12,10 @@ namespace blocksparse {
 namespace {
 
 constexpr int64_t kMinStepsPerSplit = 4;
+// Measured on an H200: what a region takes beside its steps, and a launch; the clock rate.
+constexpr double kRegionUs = 9.5;
+constexpr double kLaunchUs = 2.5;
+constexpr double kClocksPerUs = 1755;
 
 // The parts of the table; false unless they fill it.
 bool ReadTable(const MatmulDwArgs& args, RegionDwParams* params, int* unit) {
@@ -19,7 +24,7 @@ bool ReadTable(const MatmulDwArgs& args, RegionDwParams* params, int* unit) {
       layout.OptionalTable(args.feature_axis == 1 ? kSectionDwRegions1 : kSectionDwRegions0);
   const int64_t num_regions = table.parameters[0];
   const int64_t num_entries = table.parameters[2];
-  *unit = table.parameters[1];
+  *unit = table.parameters[1] & 0xff;
   if (num_regions < 1 || num_entries < 1 || (*unit != 16 && *unit != 32) ||
       *unit < layout.block_size)
     return false;
@@ -29,6 +34,7 @@ bool ReadTable(const MatmulDwArgs& args, RegionDwParams* params, int* unit) {
   if (table.size !=
       num_walks + 1 + num_regions * kRegionChunkWords / 2 + num_entries * entry_words / 2)
     return false;
+  params->step_clocks = table.parameters[1] >> 8;
   params->num_regions = static_cast<int>(num_regions);
   params->num_entries = num_entries;
   params->walks = table.data;
@@ -41,16 +47,16 @@ int64_t DwSize(const Layout& layout) {
   return layout.num_blocks * layout.block_size * layout.block_size;
 }
 
-// Steps of all pairs, and how they are divided.
-Status CountSteps(const MatmulDwArgs& args, RegionDwParams* params) {
+// Steps of all pairs, and how they are divided; how long that should take.
+Status CountSteps(const MatmulDwArgs& args, RegionDwParams* params, double* found_us = nullptr) {
   int num_sms = 0;
   BLOCKSPARSE_RETURN_IF_ERROR(CountSms(&num_sms));
   const int step = RegionStep(args.feature_axis);
   CountRegionSteps(args, step, params);
   const int64_t num_steps = params->num_steps;
-  // The number of splits with which waves of thread blocks end soonest: in microseconds a thread
-  // block takes about half of one for 32 samples, and partial sums move at 3 TB/s.
-  const double step_us = 0.5 * step / 32;
+  // The number of splits with which waves of thread blocks end soonest. Partial sums move at 3
+  // TB/s.
+  const double step_us = params->step_clocks / kClocksPerUs * step / 16;
   const double sum_us = 2e-6 / 3 * sizeof(float) * static_cast<double>(DwSize(args.layout));
   int64_t num_splits = 1;
   double least_us = 0;
@@ -58,13 +64,33 @@ Status CountSteps(const MatmulDwArgs& args, RegionDwParams* params) {
     if (splits > 1 && num_steps < splits * kMinStepsPerSplit) break;
     const int64_t waves = (params->num_regions * splits + num_sms - 1) / num_sms;
     const int64_t steps = (num_steps + splits - 1) / splits;
-    const double us = waves * steps * step_us + (splits > 1 ? 3 + splits * sum_us : 0);
+    const double us =
+        kLaunchUs + waves * (steps * step_us + kRegionUs) + (splits > 1 ? 3 + splits * sum_us : 0);
     if (splits > 1 && us >= least_us) continue;
     least_us = us;
     num_splits = splits;
   }
   SplitRegionSteps(static_cast<int>(num_splits), params);
+  if (found_us != nullptr) *found_us = least_us;
   return Status();
+}
+
+// What the general kernel takes: it reads x for each block, and dy for each 128 / B of a column; or
+// where there are few, it waits for one chunk after the other.
+double GeneralUs(const MatmulDwArgs& args) {
+  const int size = args.layout.block_size;
+  double samples = 0;
+  for (int i = 0; i < args.num_pairs; ++i) samples += static_cast<double>(args.pairs[i].batch);
+  const double num_bytes = 2.0 * size * (1 + size / 128.0) * samples * args.layout.num_blocks;
+  const double bytes_us = num_bytes / (args.feature_axis == 1 && size < 32 ? 2.5e6 : 4e6);
+  return 4 + std::max(bytes_us, 0.0175 * samples);
+}
+
+// Whether the general kernel would take longer, or not clearly less.
+bool IsFaster(const MatmulDwArgs& args, RegionDwParams* params) {
+  double us = 0;
+  return params->step_clocks == 0 ||
+         (CountSteps(args, params, &us).ok() && us < 1.15 * GeneralUs(args));
 }
 
 int64_t SumBytes(const MatmulDwArgs& args, const RegionDwParams& params) {
@@ -100,8 +126,9 @@ bool RegionDwServes(const MatmulDwArgs& args) {
   int unit = 0;
   return (args.dtype == DType::kFloat16 || args.dtype == DType::kBFloat16) && size >= 8 &&
          size <= 32 && args.layout.in_blocks <= kMaxFeatures / size &&
-         args.layout.out_blocks <= kMaxFeatures / size && AreRegionPairsServed(args) &&
-         ReadTable(args, &params, &unit) && IsHopper() && AreCompiled(args.dtype, unit);
+         args.layout.out_blocks <= kMaxFeatures / size &&
+         AreRegionPairsServed(args, kMinRegionBatch) && ReadTable(args, &params, &unit) &&
+         IsHopper() && AreCompiled(args.dtype, unit) && IsFaster(args, &params);
 }
 
 Status RegionDwWorkspaceBytes(const MatmulDwArgs& args, int64_t* bytes) {

@@ -47,47 +47,26 @@ __device__ __forceinline__ void CopySteps(const RegionDwParams& p, const DwRegio
   }
 }
 
-// The blocks of a unit, by rows; -1 where there is none to write.
-struct UnitBlocks {
-  const int32_t* words;  // of the walk's entry: a vertex, then the unit that ends there
-  int64_t num_blocks;
-  const float* gate;
-
-  __device__ __forceinline__ UnitBlocks(const RegionDwParams& p, int64_t entry, int blocks_per_unit)
-      : words(p.entries + entry * RegionEntryWords(blocks_per_unit)),
-        num_blocks(p.num_blocks),
-        gate(p.gate) {}
-
-  __device__ __forceinline__ int Vertex() const { return words[0]; }
-  __device__ __forceinline__ int64_t Block(int i) const {
-    const int block = words[1 + i];
-    return block >= 0 && block < num_blocks ? block : -1;
-  }
-  // Whether it is there, and not gated off.
-  __device__ __forceinline__ bool IsWanted(int i) const {
-    const int64_t block = Block(i);
-    return block >= 0 && (gate == nullptr || gate[block] != 0.f);
-  }
-};
-
-// Writes a unit's blocks, those gated off as zeros: all of them where there is no tile.
+// Writes a unit's blocks, those gated off as zeros: all of them where there is no tile. Lane i
+// brings block i of the unit, by rows, -1 where there is none to write, and whether it is wanted.
 template <class Policy>
-__device__ __forceinline__ void StoreUnit(const RegionDwParams& p, const UnitBlocks& unit,
+__device__ __forceinline__ void StoreUnit(const RegionDwParams& p, int unit_block, bool is_wanted,
                                           int64_t first_block, const float* tile,
                                           bool is_transposed) {
   constexpr int kFoursPerRow = Policy::kUnit / 4;
   constexpr int kLd = UnitTile<Policy>::kLd;
   const int shift = p.block_shift;
   const int mask = (1 << shift) - 1;
-#pragma unroll 1
+  const uint32_t wanted = tile == nullptr ? 0 : __ballot_sync(~0u, is_wanted);
+#pragma unroll 4
   for (int i = Lane(); i < Policy::kUnit * kFoursPerRow; i += kWarpSize) {
     const int row = i / kFoursPerRow;
     const int col = i % kFoursPerRow * 4;
     const int idx = (row >> shift) * (Policy::kUnit >> shift) + (col >> shift);
-    const int64_t block = unit.Block(idx);
+    const int64_t block = __shfl_sync(~0u, unit_block, idx);
     if (block < 0) continue;
     float4 values = make_float4(0.f, 0.f, 0.f, 0.f);
-    if (tile != nullptr && unit.IsWanted(idx)) {
+    if (wanted >> idx & 1) {
       if (is_transposed) {
         const float* from = tile + col * kLd + row;
         values = make_float4(from[0], from[kLd], from[2 * kLd], from[3 * kLd]);
@@ -105,6 +84,23 @@ __device__ __forceinline__ void StoreUnit(const RegionDwParams& p, const UnitBlo
   }
 }
 
+// A warp's entries of the table: vertices, and the blocks of the units that end there.
+struct WarpEntries {
+  const int32_t* words;
+  int entry_words;
+  int blocks_per_unit;
+  int count;
+  int64_t num_blocks;
+
+  __device__ __forceinline__ int Vertex(int entry) const { return words[entry * entry_words]; }
+  // Block i of an entry's unit, by rows; -1 where there is none.
+  __device__ __forceinline__ int Block(int entry, int i) const {
+    if (entry >= count || i >= blocks_per_unit) return -1;
+    const int block = words[entry * entry_words + 1 + i];
+    return block >= 0 && block < num_blocks ? block : -1;
+  }
+};
+
 // A warp's share of a region: reads its entries, multiplies, stores.
 template <class Policy>
 __device__ __forceinline__ void ComputeWalks(const RegionDwParams& p, const DwRegion& region,
@@ -120,17 +116,20 @@ __device__ __forceinline__ void ComputeWalks(const RegionDwParams& p, const DwRe
   const bool is_valid =
       begin >= 0 && ends[1] <= p.num_entries && length > 0 && length <= Policy::kMaxEntries;
   const int num_entries = is_valid ? static_cast<int>(length) : 0;
+  const int entry_words = RegionEntryWords(blocks_per_unit);
+  const WarpEntries entries = {p.entries + (is_valid ? begin : 0) * entry_words, entry_words,
+                               blocks_per_unit, num_entries, p.num_blocks};
 
   // Each lane looks at one entry.
-  int vertex = 0;
+  int vertex = lane < num_entries ? entries.Vertex(lane) : 0;
+  if (vertex < 0 || vertex >= region.num_chunks() * Policy::kUnitsPerChunk) vertex = 0;
+  WaitForPreviousKernel();  // before this, only the tables have been read
+  const auto is_on = [&](int block) {
+    return block >= 0 && (p.gate == nullptr || p.gate[block] != 0.f);
+  };
   bool is_wanted = false;
-  if (lane < num_entries) {
-    const UnitBlocks unit(p, begin + lane, blocks_per_unit);
-    vertex = unit.Vertex();
-    if (vertex < 0 || vertex >= region.num_chunks() * Policy::kUnitsPerChunk) vertex = 0;
-    for (int i = 0; i < blocks_per_unit; ++i)
-      is_wanted |= lane % kRunEntries > 0 && unit.IsWanted(i);
-  }
+  for (int i = 0; i < blocks_per_unit; ++i)
+    is_wanted |= lane % kRunEntries > 0 && is_on(entries.Block(lane, i));
   // Walks that are gated off are left out at both ends, and units at the last.
   const uint32_t wanted = __ballot_sync(~0u, is_wanted);
   const int first = wanted == 0 ? 0 : (__ffs(wanted) - 1) / kRunEntries * kRunEntries;
@@ -142,14 +141,17 @@ __device__ __forceinline__ void ComputeWalks(const RegionDwParams& p, const DwRe
   __syncwarp();
 
   const int64_t first_block = split.index * p.num_blocks;
+  int next = entries.Block(1, lane);
 #pragma unroll 1
   for (int i = 0, slot = -first / kRunEntries * Policy::kRun; i < num_entries; ++i) {
     const int start = i / kRunEntries * kRunEntries;
     if (i == start) continue;
+    const int block = next;
+    const int after = i + 1 - start == kRunEntries ? i + 2 : i + 1;
+    next = entries.Block(after, lane);
     const float* tile =
         slot >= 0 && slot < count ? tiles + slot * UnitTile<Policy>::kSize : nullptr;
-    StoreUnit<Policy>(p, UnitBlocks(p, begin + i, blocks_per_unit), first_block, tile,
-                      (is_dy >> start & 1) != 0);
+    StoreUnit<Policy>(p, block, is_on(block), first_block, tile, (is_dy >> start & 1) != 0);
     ++slot;
   }
 }
@@ -175,13 +177,17 @@ __global__ void __launch_bounds__(Policy::kThreads, 1)
     }
     FenceBarrierInit();
   }
-  if (p.more_maps != nullptr)
+  LetNextKernelStart();
+  if (p.more_maps != nullptr) {
+    WaitForPreviousKernel();
     for (int i = threadIdx.x; i < 2 * p.num_pairs; i += Policy::kThreads)
       AcquireTensorMap(p.more_maps + i);
+  }
   __syncthreads();
 
   if (threadIdx.x >= Policy::kWarps * kWarpSize) {
     GiveRegisters<Policy::kCopyRegisters>();
+    WaitForPreviousKernel();
     if (threadIdx.x < (Policy::kWarps + 1) * kWarpSize)
       CopySteps<Policy>(p, region, ring, RegionSplit(p));
   } else {
@@ -193,9 +199,9 @@ __global__ void __launch_bounds__(Policy::kThreads, 1)
 
 template <class Policy>
 Status LaunchRegionDw(const RegionDwParams& params, Stream stream) {
-  return Launch("RegionDwKernel", RegionDwKernel<Policy>,
-                int64_t{params.num_regions} * params.num_splits, Policy::kThreads,
-                Policy::kSmemBytes, stream, params);
+  return LaunchEarly("RegionDwKernel", RegionDwKernel<Policy>,
+                     int64_t{params.num_regions} * params.num_splits, Policy::kThreads,
+                     Policy::kSmemBytes, stream, params);
 }
 
 template <typename T, int kUnit>

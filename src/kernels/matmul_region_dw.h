@@ -12,7 +12,8 @@
 // which a walk's first entry lacks. Vertices of x and dy take turns in a walk. A step without
 // blocks joins two parts of one.
 //
-//   parameters  number of regions R, unit, number of entries
+//   parameters  number of regions R; unit | clocks << 8, what 16 samples of a region take, or 0
+//               where that is not known; number of entries
 //   section     int64[R * warps + 1]    the first entry of each warp
 //               int32[R][32]            {chunks of x, chunks of dy, the chunks: x's, then dy's}
 //               int32[entries][words]   {vertex, blocks}, padded to whole int64. The blocks of the
@@ -48,6 +49,9 @@ BLOCKSPARSE_HOST_DEVICE constexpr int RegionEntryWords(int blocks_per_unit) {
   return (1 + blocks_per_unit + 1) / 2 * 2;
 }
 
+// Samples in all pairs together.
+constexpr int64_t kMinRegionBatch = 129;
+
 struct RegionDwParams : RegionBatch {
   const int64_t* walks;
   const int32_t* chunks;
@@ -58,13 +62,15 @@ struct RegionDwParams : RegionBatch {
   int64_t num_entries;
   int num_regions;
   int block_shift;  // the block size's binary logarithm
+  int step_clocks;  // for the host: what 16 samples of a region take
   bool is_dw_float;
   bool is_dw_aligned;
 };
 
 // Whether the kernel is there for these arguments: sm_90 (Hopper) and no other; fp16 or bf16;
 // B = 8, 16 or 32; at least kMinRegionBatch samples; x and dy aligned to 16 bytes, and their rows
-// too (feature_axis 0: each N a multiple of 8); and the layout has the table.
+// too (feature_axis 0: each N a multiple of 8); the layout has the table; and by its clocks
+// the general kernel takes longer.
 bool RegionDwServes(const MatmulDwArgs& args);
 // Partial sums, where regions are fewer than multiprocessors: at most kMaxRegionSplits copies of dw
 // in float32. 32 KiB more for over kParameterPairs pairs.

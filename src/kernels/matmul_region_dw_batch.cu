@@ -60,7 +60,7 @@ Status EncodeMaps(const MatmulDwArgs& args, const MatmulPair& pair, const Region
 
 }  // namespace
 
-bool AreRegionPairsServed(const MatmulDwArgs& args) {
+bool AreRegionPairsServed(const MatmulDwArgs& args, int64_t min_batch) {
   const int64_t kMaxSize = std::numeric_limits<int32_t>::max();
   int64_t batch = 0;
   for (int i = 0; i < args.num_pairs; ++i) {
@@ -70,7 +70,7 @@ bool AreRegionPairsServed(const MatmulDwArgs& args) {
       return false;
     batch += pair.batch;
   }
-  return batch >= kMinRegionBatch && batch <= kMaxSize / 2;
+  return batch >= min_batch && batch <= kMaxSize / 2;
 }
 
 void CountRegionSteps(const MatmulDwArgs& args, int samples_per_step, RegionBatch* batch) {

@@ -11,8 +11,6 @@ namespace blocksparse {
 
 // Pairs whose tensor maps travel as kernel parameters; more are written to the workspace.
 constexpr int kParameterPairs = 8;
-// Samples in all pairs together below which the kernels are not worth their start.
-constexpr int64_t kMinRegionBatch = 512;
 
 struct RegionBatch {
   CUtensorMap maps[2 * kParameterPairs];  // x and dy of each pair
@@ -30,9 +28,9 @@ struct RegionBox {
   int samples;
 };
 
-// Whether the pairs have at least kMinRegionBatch samples, and tensor maps: x and dy aligned to 16
-// bytes, and their rows too (feature_axis 0: each N a multiple of 8). 16-bit types.
-bool AreRegionPairsServed(const MatmulDwArgs& args);
+// Whether the pairs have at least min_batch samples together, and tensor maps: x and dy aligned to
+// 16 bytes, and their rows too (feature_axis 0: each N a multiple of 8). 16-bit types.
+bool AreRegionPairsServed(const MatmulDwArgs& args, int64_t min_batch);
 // Pairs without samples are left out.
 void CountRegionSteps(const MatmulDwArgs& args, int samples_per_step, RegionBatch* batch);
 void SplitRegionSteps(int num_splits, RegionBatch* batch);

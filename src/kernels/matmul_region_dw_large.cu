@@ -92,7 +92,7 @@ bool LargeDwServes(const MatmulDwArgs& args) {
   return (args.dtype == DType::kFloat16 || args.dtype == DType::kBFloat16) &&
          (size == 64 || size == 128) && args.layout.in_blocks <= kMaxFeatures / size &&
          args.layout.out_blocks <= kMaxFeatures / size && HasTable(args) &&
-         AreRegionPairsServed(args) && IsHopper() && AreCompiled(args);
+         AreRegionPairsServed(args, kMinLargeDwBatch) && IsHopper() && AreCompiled(args);
 }
 
 Status LargeDwWorkspaceBytes(const MatmulDwArgs& args, int64_t* bytes) {

@@ -34,6 +34,9 @@ BLOCKSPARSE_HOST_DEVICE constexpr int LargeDwChunks(int block_size) {
   return block_size == 64 ? 14 : 6;
 }
 
+// Samples in all pairs together.
+constexpr int64_t kMinLargeDwBatch = 512;
+
 struct LargeDwParams : RegionBatch {
   const int32_t* regions;
   const float* gate;
@@ -44,7 +47,9 @@ struct LargeDwParams : RegionBatch {
   bool is_dw_aligned;
 };
 
-// Whether the kernel is there for these arguments: as RegionDwServes, with B = 64 or 128.
+// Whether the kernel is there for these arguments: sm_90 (Hopper) and no other; fp16 or bf16; B =
+// 64 or 128; at least kMinLargeDwBatch samples, below which it is not worth its start; x and dy as
+// RegionDwServes wants them; and the layout has the table.
 bool LargeDwServes(const MatmulDwArgs& args);
 // 32 KiB for over kParameterPairs pairs.
 Status LargeDwWorkspaceBytes(const MatmulDwArgs& args, int64_t* bytes);

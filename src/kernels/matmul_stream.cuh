@@ -10,6 +10,7 @@
 #define BLOCKSPARSE_KERNELS_MATMUL_STREAM_CUH_
 
 #include <algorithm>
+#include <cmath>
 
 #include "src/kernels/common/cuda_launch.h"
 #include "src/kernels/common/dispatch.h"
@@ -52,15 +53,9 @@ struct StreamPolicy {
   static constexpr int kRingBytes = kStages * kStageElements * static_cast<int>(sizeof(T));
   static constexpr int kGates = kStages * kPieces;
 
-  // The tile of y, as its rows lie in memory.
-  static constexpr int kColsY = kIsAxis1Y ? kWidth : kBatchTile;
-  using TileY = PaddedTile<T, kColsY>;
   static constexpr int kSums = kBatchTile * kWidth;
-  static constexpr int kSumBytes = kSums * static_cast<int>(sizeof(float));
-  static constexpr int kTileBytes = kSums / kColsY * TileY::kPitch * static_cast<int>(sizeof(T));
-
-  // A warp's room: its ring, later its sums and, behind those of the first warp, the tile of y.
-  static constexpr int kWarpBytes = std::max(kRingBytes, kSumBytes + kTileBytes);
+  // A warp's room: its ring, later its sums.
+  static constexpr int kWarpBytes = std::max(kRingBytes, kSums* static_cast<int>(sizeof(float)));
   static_assert(kWarpBytes % kVectorBytes == 0, "every warp's ring starts on a vector");
 
   static constexpr int SmemBytes(int num_warps) {
@@ -75,7 +70,9 @@ struct StreamParams {
   int64_t batch;
   int block_size;
   int batch_tiles;
+  int log_slices;    // log2 of the tiles of a block's columns
   bool is_one_wave;  // all tiles run at once, so that their order does not matter
+  bool prefetches;   // the first blocks of W to the L2 cache while the previous kernel ends
   const T* x;
   int64_t x_stride;  // from one row of x to the next
   const T* w;
@@ -83,8 +80,68 @@ struct StreamParams {
   T* y;
 };
 
-// Thread blocks of four warps that run at once on a Hopper SM.
+template <typename T>
+struct alignas(2 * sizeof(T)) Neighbours {
+  T low;
+  T high;
+};
+
+// Thread blocks that run at once on a Hopper SM, and the warps of each where they are one, two...
 constexpr int kWaveTiles = 3;
+constexpr int kWaveWarps[kWaveTiles] = {8, 6, 4};
+
+// How thread blocks share an SM.
+struct StreamLaunch {
+  int num_warps;
+  int smem_bytes;
+  bool is_one_wave;
+
+  // As many warps as have room, and serve tiles of num_chunks, the mean, best. In one wave, each
+  // thread block asks for so much shared memory that no SM takes more than its share: thread blocks
+  // that come while the previous kernel ends would crowd where it ends first.
+  template <class Policy>
+  Status Choose(int64_t num_tiles, double num_chunks, int num_sms) {
+    int sm_bytes = 0;
+    BLOCKSPARSE_RETURN_IF_ERROR(
+        FindAttribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, &sm_bytes));
+    int max_bytes = 0;
+    BLOCKSPARSE_RETURN_IF_ERROR(FindMaxSmem(&max_bytes));
+    is_one_wave = num_tiles <= int64_t{kWaveTiles} * num_sms;
+    const int tiles_per_sm =
+        is_one_wave ? static_cast<int>((num_tiles + num_sms - 1) / num_sms) : kWaveTiles;
+    const auto share = [&](int count) { return sm_bytes / count - kReservedSmemBytes; };
+    num_warps = is_one_wave ? kWaveWarps[tiles_per_sm - 1]
+                            : ChooseWarps<Policy>(num_tiles, num_chunks, num_sms, sm_bytes);
+    while (num_warps > 1 && Policy::SmemBytes(num_warps) > std::min(share(tiles_per_sm), max_bytes))
+      --num_warps;
+    smem_bytes = Policy::SmemBytes(num_warps);
+    if (is_one_wave)
+      smem_bytes = std::max(smem_bytes, std::min(share(tiles_per_sm + 1) + 1, max_bytes));
+    return Status();
+  }
+
+ private:
+  // In several waves. Warps divide a tile's chunks, which takes less time, but more of it is spent
+  // before the first chunk has come and after the last: about as much as seven chunks take. The
+  // number with which waves end soonest; one where they are many. Measured on an H200.
+  template <class Policy>
+  static int ChooseWarps(int64_t num_tiles, double num_chunks, int num_sms, int sm_bytes) {
+    const auto waves = [&](int num_warps) {
+      const int per_sm = sm_bytes / (Policy::SmemBytes(num_warps) + kReservedSmemBytes);
+      return static_cast<double>(num_tiles) / (num_sms * std::max(per_sm, 1));
+    };
+    if (waves(4) >= 6.5) return 1;
+    int best = 4;
+    double least = 0;
+    for (int num_warps = 4; num_warps >= (waves(4) < 2 ? 3 : 2); --num_warps) {
+      const double cost = std::ceil(waves(num_warps) - 0.05) * (7 + num_chunks / num_warps);
+      if (num_warps < 4 && cost >= least) continue;
+      least = cost;
+      best = num_warps;
+    }
+    return best;
+  }
+};
 
 // Copies kRows rows of kCols elements, `stride` apart in global memory, by one warp.
 template <typename T, int kRows, int kCols>
@@ -138,11 +195,38 @@ struct StreamWarp {
   float entry_gate = 0.f;  // and its gate
   float sums[Policy::kRowTiles][Policy::kColTiles][4] = {};
 
+  // A window of the table; entries to blocks that there are not become -1.
+  __device__ __forceinline__ void ReadEntries(int next) {
+    window = next;
+    const int chunk = Chunk(window * kWindow + Lane() / kPieces);
+    const int idx = kPieces > 1 ? chunk * kPieces + Lane() % kPieces : chunk >> log_chunks;
+    entry = {-1, -1};
+    if (idx < num_entries) entry = p.direction.entries[first_entry + idx];
+    if (!IsValid(entry, p.direction.num_inputs, p.num_blocks)) entry = {-1, -1};
+  }
+
+  // And those to blocks whose gate is 0. Another kernel may have made the gates.
+  __device__ __forceinline__ void ReadGates() {
+    if (p.gate == nullptr) return;
+    entry_gate = entry.index >= 0 ? p.gate[entry.block] : 0.f;
+    if (entry_gate == 0.f) entry = {-1, -1};
+  }
+
+  // What the ring takes first, of blocks that are one piece.
+  __device__ __forceinline__ void PrefetchBlocks() const {
+    if (Lane() < kStages * kPieces && entry.index >= 0)
+      PrefetchBytes(p.w + entry.block * int64_t{kPieceDepth * Policy::kWidth},
+                    kPieceDepth * Policy::kWidth * sizeof(T));
+  }
+
   // Starts copying the i-th chunk of this warp.
   __device__ __forceinline__ void LoadChunk(int i, int stage) {
     const typename Policy::TileX to_x = {ring + stage * Policy::kStageElements};
     const typename Policy::TileW to_w = {to_x.data + Policy::kSizeX};
-    if (i / kWindow != window) ReadEntries(i / kWindow);
+    if (i / kWindow != window) {
+      ReadEntries(i / kWindow);
+      ReadGates();
+    }
     const int depth = (Chunk(i) & ((1 << log_chunks) - 1)) * kPieceDepth;
 #pragma unroll
     for (int j = 0; j < kPieces; ++j) {
@@ -237,19 +321,6 @@ struct StreamWarp {
 
  private:
   __device__ __forceinline__ int Chunk(int i) const { return first_chunk + i * step; }
-
-  __device__ __forceinline__ void ReadEntries(int next) {
-    window = next;
-    const int chunk = Chunk(window * kWindow + Lane() / kPieces);
-    const int idx = kPieces > 1 ? chunk * kPieces + Lane() % kPieces : chunk >> log_chunks;
-    entry = {-1, -1};
-    if (idx < num_entries) entry = p.direction.entries[first_entry + idx];
-    if (!IsValid(entry, p.direction.num_inputs, p.num_blocks)) entry = {-1, -1};
-    if (p.gate != nullptr) {
-      entry_gate = entry.index >= 0 ? p.gate[entry.block] : 0.f;
-      if (entry_gate == 0.f) entry = {-1, -1};
-    }
-  }
 };
 
 template <class Policy>
@@ -260,15 +331,15 @@ __global__ void MatmulStreamKernel(const __grid_constant__ StreamParams<typename
   const int num_warps = blockDim.x / kWarpSize;
 
   LetNextKernelStart();
-  const int slices = p.block_size / Policy::kWidth;
-  const int64_t tile = blockIdx.x / p.batch_tiles;
-  const int64_t n = blockIdx.x % p.batch_tiles * int64_t{Policy::kBatchTile};
-  const int64_t column = p.is_one_wave ? tile / slices : p.direction.order[tile / slices];
+  const uint32_t tile = blockIdx.x / static_cast<uint32_t>(p.batch_tiles);
+  const int64_t n = (blockIdx.x - tile * p.batch_tiles) * int64_t{Policy::kBatchTile};
+  const uint32_t place = tile >> p.log_slices;
+  const int64_t column = p.is_one_wave ? place : p.direction.order[place];
   const bool is_valid = column >= 0 && column < p.direction.num_outputs;
   const EntryRange range =
       is_valid ? ColumnEntries(p.direction, p.num_blocks, column) : EntryRange{0, 0};
   const int num_valid = static_cast<int>(min(p.batch - n, int64_t{Policy::kBatchTile}));
-  const int first_col = static_cast<int>(tile % slices) * Policy::kWidth;
+  const int first_col = static_cast<int>(tile - (place << p.log_slices)) * Policy::kWidth;
   const int num_entries = static_cast<int>(range.end - range.begin);
   const int log_chunks = max(0, __ffs(p.block_size / Policy::kChunk) - 1);
 
@@ -276,21 +347,26 @@ __global__ void MatmulStreamKernel(const __grid_constant__ StreamParams<typename
   float* gates =
       reinterpret_cast<float*>(smem + num_warps * Policy::kWarpBytes) + warp * Policy::kGates;
   const int64_t sample_stride = Policy::kIsAxis1 ? p.x_stride : 1;
-  WaitForPreviousKernel();  // before this, only the tables have been read
-  if (!is_valid) return;    // a damaged table
   StreamWarp<Policy> work = {p,           reinterpret_cast<T*>(room),
                              gates,       p.x + n * sample_stride,
                              num_valid,   first_col,
                              range.begin, num_entries,
                              log_chunks,  warp,
                              num_warps};
+  work.ReadEntries(0);
+  if (p.prefetches) work.PrefetchBlocks();
+  WaitForPreviousKernel();  // before this, only the tables have been read
+  if (!is_valid) return;    // a damaged table
+  work.ReadGates();
   const int num_chunks = ((num_entries << log_chunks) + Policy::kPieces - 1) / Policy::kPieces;
   work.Run(num_chunks > warp ? (num_chunks - warp + num_warps - 1) / num_warps : 0);
   work.StoreSums();
   __syncthreads();
 
-  // Adds the warps' sums in their order, and turns the fragments into a tile of y.
-  const typename Policy::TileY tile_y = {reinterpret_cast<T*>(smem + Policy::kSumBytes)};
+  // Adds the warps' sums in their order. A lane has two rows of a fragment, two neighbours in each:
+  // y is a small part of what moves, and takes no way through shared memory.
+  const int64_t feature = column * p.block_size + first_col;
+  const int64_t pitch = Policy::kIsAxis1Y ? p.direction.num_outputs * p.block_size : p.batch;
   for (int v = threadIdx.x; v < Policy::kSums / 4; v += blockDim.x) {
     float sum[4] = {};
     for (int i = 0; i < num_warps; ++i) {
@@ -301,24 +377,20 @@ __global__ void MatmulStreamKernel(const __grid_constant__ StreamParams<typename
       sum[3] += part.w;
     }
     const int fragment = v / kWarpSize;
+    const int col = fragment % Policy::kColTiles * kMmaCols + MmaCol();
 #pragma unroll
-    for (int s = 0; s < 4; ++s) {
-      const int row = fragment / Policy::kColTiles * kMmaRows + MmaRow() + s / 2 * 8;
-      const int col = fragment % Policy::kColTiles * kMmaCols + MmaCol() + s % 2;
-      *(Policy::kIsAxis1Y ? tile_y.At(row, col) : tile_y.At(col, row)) = T(sum[s]);
+    for (int half = 0; half < 2; ++half) {
+      const int row = fragment / Policy::kColTiles * kMmaRows + MmaRow() + half * 8;
+      if (row >= num_valid) continue;
+      const Neighbours<T> pair = {T(sum[half * 2]), T(sum[half * 2 + 1])};
+      if constexpr (Policy::kIsAxis1Y) {
+        *reinterpret_cast<Neighbours<T>*>(p.y + (n + row) * pitch + feature + col) = pair;
+      } else {
+        T* to = p.y + (feature + col) * pitch + n + row;
+        to[0] = pair.low;
+        to[pitch] = pair.high;
+      }
     }
-  }
-  __syncthreads();
-  constexpr int kVectorsPerRow = Policy::kColsY / Policy::kVector;
-  for (int v = threadIdx.x; v < Policy::kSums / Policy::kVector; v += blockDim.x) {
-    const int row = v / kVectorsPerRow;
-    const int col = v % kVectorsPerRow * Policy::kVector;
-    if ((Policy::kIsAxis1Y ? row : col) >= num_valid) continue;
-    const int64_t feature = column * p.block_size + first_col;
-    T* to = Policy::kIsAxis1Y
-                ? p.y + (n + row) * p.direction.num_outputs * p.block_size + feature + col
-                : p.y + (feature + row) * p.batch + n + col;
-    *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(tile_y.At(row, col));
   }
 }
 
@@ -327,33 +399,39 @@ Status LaunchMatmulStream(const MatmulArgs& args, Stream stream) {
   using T = typename Policy::T;
   const Direction& direction = args.is_dx ? args.layout.dx : args.layout.fprop;
   const int64_t batch_tiles = (args.batch + Policy::kBatchTile - 1) / Policy::kBatchTile;
-  const int64_t num_tiles =
-      direction.num_outputs * (args.layout.block_size / Policy::kWidth) * batch_tiles;
+  int log_slices = 0;
+  while (Policy::kWidth << log_slices < args.layout.block_size) ++log_slices;
+  const int64_t num_tiles = (direction.num_outputs << log_slices) * batch_tiles;
+  if (num_tiles == 0) return Status();
   int num_sms = 0;
   BLOCKSPARSE_RETURN_IF_ERROR(CountSms(&num_sms));
-  int smem_bytes = 0;
-  BLOCKSPARSE_RETURN_IF_ERROR(FindMaxSmem(&smem_bytes));
-  // Few tiles get more warps each, as far as the shared memory goes.
-  int num_warps = num_tiles <= num_sms ? 8 : 4;
-  while (Policy::SmemBytes(num_warps) > smem_bytes) num_warps /= 2;
+  StreamLaunch launch = {};
+  const double num_chunks = static_cast<double>(args.layout.num_blocks) * args.layout.block_size /
+                            (Policy::kChunk * static_cast<double>(direction.num_outputs));
+  BLOCKSPARSE_RETURN_IF_ERROR(launch.Choose<Policy>(num_tiles, num_chunks, num_sms));
   const bool is_copy = Policy::kIsAxis1Y && !Policy::kIsAxis1;
   if (is_copy) BLOCKSPARSE_RETURN_IF_ERROR(TransposeForStream(args, stream));
   const int64_t x_stride = is_copy            ? StreamPitch(args.batch)
                            : Policy::kIsAxis1 ? direction.num_inputs * args.layout.block_size
                                               : args.batch;
+  // Where one thread block fills an SM, it starts too late for that to pay.
+  const bool prefetches = num_tiles > num_sms && launch.is_one_wave && args.gate == nullptr &&
+                          args.layout.block_size == Policy::kPieceDepth;
   const StreamParams<T> params = {direction,
                                   args.layout.num_blocks,
                                   args.batch,
                                   args.layout.block_size,
                                   static_cast<int>(batch_tiles),
-                                  num_tiles <= kWaveTiles * num_sms,
+                                  log_slices,
+                                  launch.is_one_wave,
+                                  prefetches,
                                   static_cast<const T*>(is_copy ? args.workspace : args.x),
                                   x_stride,
                                   static_cast<const T*>(args.w),
                                   args.gate,
                                   static_cast<T*>(args.y)};
   return LaunchEarly("MatmulStreamKernel", MatmulStreamKernel<Policy>, num_tiles,
-                     num_warps * kWarpSize, Policy::SmemBytes(num_warps), stream, params);
+                     launch.num_warps * kWarpSize, launch.smem_bytes, stream, params);
 }
 
 template <class Math>

@@ -7,9 +7,12 @@
 namespace blocksparse {
 
 // Above this minibatch other kernels, which read W less often, are faster; of 16-bit types on an
-// H200 only the wide and the packed kernels are, which are asked first.
+// H200 only the wide and the packed kernels are, which are asked first and compare times.
 constexpr int64_t kMaxStreamBatch = 128;
 constexpr int64_t kMaxStreamBatchHopper16Bit = 1024;
+
+// Microseconds on an H200 with 16-bit types, fitted to minibatches of 256 and 512.
+double StreamUs(const MatmulArgs& args);
 
 // Whether MatmulStreamFor can do it: a small minibatch whose rows start on 16 bytes.
 bool StreamServes(const MatmulArgs& args);

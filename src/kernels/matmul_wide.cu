@@ -5,6 +5,7 @@
 #include "src/kernels/common/cuda_launch.h"
 #include "src/kernels/common/load_store.cuh"
 #include "src/kernels/common/tensor_map.h"
+#include "src/kernels/matmul_stream.h"
 #include "src/kernels/matmul_wide.h"
 #include "src/kernels/matmul_wide_pack.h"
 
@@ -27,19 +28,21 @@ int64_t NumOutputs(const MatmulArgs& args) {
 int KernelBlock(const MatmulArgs& args) { return std::min(args.layout.block_size, 64); }
 
 // The parts of the table; false unless they fill it.
-bool ReadTable(const MatmulArgs& args, WideParams* params, int* num_workers) {
+bool ReadTable(const MatmulArgs& args, WideParams* params) {
   const Table& table = TableOf(args);
   const int64_t num_groups = table.parameters[0];
   const int64_t num_entries = table.parameters[1];
-  *num_workers = table.parameters[2];
+  const int num_workers = table.parameters[2] & 0xff;
   const bool is_small = args.layout.block_size == 32;
-  if (num_groups < 1 || num_entries < 1 || (*num_workers != 3 && (*num_workers != 2 || !is_small)))
+  if (num_groups < 1 || num_entries < 1 || (num_workers != 3 && (num_workers != 2 || !is_small)))
     return false;
   const int64_t group = kWideFeatures / KernelBlock(args);
   const int64_t halves = args.layout.block_size / KernelBlock(args);
   const int64_t num_ids = args.layout.num_blocks * halves * halves;
   if (table.size != num_groups + 1 + num_groups * group + 2 * num_entries + num_ids) return false;
   params->last_half = static_cast<int>(halves - 1);
+  params->num_workers = num_workers;
+  params->num_granules = table.parameters[2] >> 8;
   params->num_groups = static_cast<int>(num_groups);
   params->num_entries = num_entries;
   params->num_ids = num_ids;
@@ -51,7 +54,16 @@ bool ReadTable(const MatmulArgs& args, WideParams* params, int* num_workers) {
   return true;
 }
 
+// Of tiles of x that thread blocks read at a time: a third of an H200's L2 cache.
+constexpr int64_t kMaxTileBytes = 16 << 20;
+
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Of a thread block.
+int64_t NumTiles(const WideParams& params) {
+  return CeilDiv(params.num_groups, params.group_lanes) *
+         CeilDiv(params.strip_rows, params.tile_rows);
+}
 
 Status EncodeMaps(const MatmulArgs& args, const void* w, WideParams* params) {
   const int block_size = args.layout.block_size;
@@ -95,9 +107,41 @@ bool AreCompiled(const MatmulArgs& args) {
   return status.ok() && are;
 }
 
+// The grid, and whether W is packed.
+Status Plan(const MatmulArgs& args, WideParams* params, int64_t* num_thread_blocks) {
+  int num_sms = 0;
+  BLOCKSPARSE_RETURN_IF_ERROR(CountSms(&num_sms));
+  params->batch = args.batch;
+  const int64_t sample_bytes = 2 * NumInputs(args) * args.layout.block_size;
+  ChooseWideGrid(args.feature_axis, num_sms, sample_bytes, params, num_thread_blocks);
+  // Where W is read few times, it costs more to copy it than to read small blocks.
+  const bool is_read_often = args.batch > kMaxUnpackedBatch && NumTiles(*params) > 1;
+  const bool is_small = args.layout.block_size == 32;
+  params->is_packed =
+      args.gate != nullptr || (is_small && (is_read_often || params->num_workers == 2));
+  return Status();
+}
+
+// Microseconds on an H200, fitted to products of 1 to 50 % with up to 20480 features: what a tile
+// loads at the rate of shared memory, and x and y at that of device memory.
+double WideUs(const MatmulArgs& args, const WideParams& params) {
+  const double block_bytes = 2.0 * KernelBlock(args) * KernelBlock(args);
+  const double w_bytes = block_bytes * static_cast<double>(params.num_ids);
+  const double group_bytes = block_bytes * params.num_granules;
+  const double x_bytes = group_bytes - w_bytes / params.num_groups;
+  const double fullness = std::max(params.tile_rows, kWideRows / 2) / double{kWideRows};
+  const double tile_us = 3 + (group_bytes - (1 - fullness) * x_bytes) / 68e3;
+  const double features = static_cast<double>(NumInputs(args) + NumOutputs(args));
+  const double memory_us = 2.0 * features * args.layout.block_size * args.batch / 4.3e6;
+  const double pack_us = params.is_packed ? 2 + w_bytes / 2.2e6 : 0;
+  const double start_us = args.layout.block_size == 32 ? 5 : 2;
+  return start_us + pack_us + memory_us + NumTiles(params) * tile_us;
+}
+
 }  // namespace
 
-void ChooseWideGrid(int feature_axis, int num_sms, WideParams* params, int64_t* num_thread_blocks) {
+void ChooseWideGrid(int feature_axis, int num_sms, int64_t sample_bytes, WideParams* params,
+                    int64_t* num_thread_blocks) {
   const int64_t batch = params->batch;
   int64_t least = std::numeric_limits<int64_t>::max();
   for (int waves = 1; waves <= params->num_groups; ++waves) {
@@ -115,7 +159,9 @@ void ChooseWideGrid(int feature_axis, int num_sms, WideParams* params, int64_t* 
       tiles = CeilDiv(strip_rows, kWideRows);
     }
     // What a tile costs beside its samples, W above all, is about 64 of them.
-    const int64_t cost = waves * (strip_rows + 64 * tiles);
+    int64_t cost = waves * (strip_rows + 64 * tiles);
+    // All groups read these tiles: elsewhere than in the cache they would cost twice as much.
+    if (strips * tile_rows * sample_bytes > kMaxTileBytes) cost *= 2;
     if (cost >= least) continue;
     least = cost;
     params->group_lanes = lanes;
@@ -130,7 +176,6 @@ bool WideServes(const MatmulArgs& args) {
   const int size = args.layout.block_size;
   const int64_t kMaxSize = std::numeric_limits<int32_t>::max();
   WideParams params = {};
-  int num_workers = 0;
   int num_sms = 0;
   if (args.dtype != DType::kFloat16 && args.dtype != DType::kBFloat16) return false;
   if (size != 32 && size != 64 && size != 128) return false;
@@ -141,34 +186,34 @@ bool WideServes(const MatmulArgs& args) {
   if ((args.feature_axis == 0 && args.batch % 8 != 0) || !IsVectorAligned(args.x) ||
       !IsVectorAligned(args.w) || !IsVectorAligned(args.y))
     return false;
-  if (!ReadTable(args, &params, &num_workers) || !IsHopper() || !AreCompiled(args) ||
-      !CountSms(&num_sms).ok())
+  if (!ReadTable(args, &params) || !IsHopper() || !AreCompiled(args) || !CountSms(&num_sms).ok())
     return false;
-  return args.batch * params.num_groups >= MinWideRows(size) * num_sms;
+  if (params.num_granules == 0)
+    return args.batch * params.num_groups >= MinWideRows(size) * num_sms;
+  int64_t num_thread_blocks = 0;
+  return args.batch > kMaxStreamBatchHopper16Bit ||
+         (Plan(args, &params, &num_thread_blocks).ok() && WideUs(args, params) < StreamUs(args));
 }
 
 Status WideWorkspaceBytes(const MatmulArgs& args, int64_t* bytes) {
-  WideParams params;
-  int num_workers = 0;
-  if (!ReadTable(args, &params, &num_workers)) return Invalid("the layout has no wide table");
+  WideParams params = {};
+  int64_t num_thread_blocks = 0;
+  if (!ReadTable(args, &params)) return Invalid("the layout has no wide table");
+  BLOCKSPARSE_RETURN_IF_ERROR(Plan(args, &params, &num_thread_blocks));
   *bytes = WideWorkspace(args, params).bytes;
   return Status();
 }
 
 Status MatmulWide(const MatmulArgs& args, Stream stream) {
   WideParams params = {};
-  int num_workers = 0;
-  if (!ReadTable(args, &params, &num_workers)) return Invalid("the layout has no wide table");
-  params.batch = args.batch;
-  int num_sms = 0;
-  BLOCKSPARSE_RETURN_IF_ERROR(CountSms(&num_sms));
   int64_t num_thread_blocks = 0;
-  ChooseWideGrid(args.feature_axis, num_sms, &params, &num_thread_blocks);
+  if (!ReadTable(args, &params)) return Invalid("the layout has no wide table");
+  BLOCKSPARSE_RETURN_IF_ERROR(Plan(args, &params, &num_thread_blocks));
   const void* w = args.w;
   BLOCKSPARSE_RETURN_IF_ERROR(PackWide(args, stream, &params, &w));
   BLOCKSPARSE_RETURN_IF_ERROR(EncodeMaps(args, w, &params));
   return WithKernels(args, [&](auto kernels) {
-    return decltype(kernels)::Run(args, num_workers, num_thread_blocks, params, stream);
+    return decltype(kernels)::Run(args, num_thread_blocks, params, stream);
   });
 }
 

@@ -48,7 +48,7 @@ bool ReadTable(const MatmulArgs& args, WideFloatParams* params) {
 Status ChooseGrid(const MatmulArgs& args, WideParams* wide, int64_t* num_thread_blocks) {
   int num_sms = 0;
   BLOCKSPARSE_RETURN_IF_ERROR(CountSms(&num_sms));
-  ChooseWideGrid(args.feature_axis, num_sms, wide, num_thread_blocks);
+  ChooseWideGrid(args.feature_axis, num_sms, 4 * NumInputs(args), wide, num_thread_blocks);
   if (args.feature_axis == 0) wide->panel_rows = WideFloatPolicy<false, 0>::kPanelSamples;
   return Status();
 }

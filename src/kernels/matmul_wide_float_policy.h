@@ -42,7 +42,8 @@ struct WideFloatPolicy {
   static constexpr int kWorkers = 2;  // warpgroups that multiply
   static constexpr bool kDividesSamples = true;
   static constexpr bool kHasPairs = false;
-  static constexpr bool kIsPacked = true;
+  static constexpr bool kCanPack = true;
+  static constexpr bool kMustPack = true;
 
   static constexpr int kFeeders = 4;
   static constexpr int kRooms = 0;

@@ -23,15 +23,14 @@ Status LaunchWide(int64_t num_thread_blocks, const WideParams& params, Stream st
 }
 
 template <typename T, int kBlockSize>
-Status WideKernels<T, kBlockSize>::Run(const MatmulArgs& args, int num_workers,
-                                       int64_t num_thread_blocks, const WideParams& params,
-                                       Stream stream) {
+Status WideKernels<T, kBlockSize>::Run(const MatmulArgs& args, int64_t num_thread_blocks,
+                                       const WideParams& params, Stream stream) {
   return WithBool(args.is_dx, [&](auto is_dx) {
     return WithBool(args.feature_axis == 1, [&](auto is_axis_1) {
       constexpr bool kIsDx = is_dx();
       constexpr int kAxis = is_axis_1() ? 1 : 0;
       if constexpr (kBlockSize == 32) {
-        if (num_workers == 2)
+        if (params.num_workers == 2)
           return LaunchWide<WidePolicy<T, kBlockSize, kIsDx, kAxis, true>>(num_thread_blocks,
                                                                            params, stream);
       }

@@ -15,7 +15,7 @@ struct WideWorkspace {
 
   WideWorkspace(const MatmulArgs& args, const WideParams& params) {
     const int64_t block_size = args.layout.block_size;
-    if (block_size > 32 && args.gate == nullptr) return;
+    if (!params.is_packed) return;
     // An entry's blocks are copied at once: the end of the last must exist, damaged or not.
     const int64_t num_blocks = args.layout.num_blocks + (block_size == 32 ? 24 : 0);
     bytes = num_blocks * block_size * block_size * 2;

@@ -9,7 +9,8 @@
 // last entries are room for the results of each worker. Where in the ring an entry lies is decided
 // there.
 //
-//   section wide_fprop or wide_dx; its parameters are the numbers of groups, entries and workers:
+//   section wide_fprop or wide_dx; its parameters are the numbers of groups and of entries,
+//   and workers | granules << 8, what a group loads, the mean, or 0 where that is not known:
 //     ptr      int64[groups + 1]      first entry of each group
 //     columns  int64[groups, kGroup]  block columns of the result, -1 for none; the first
 //                                     kGroup / workers belong to the first worker, and so on
@@ -69,9 +70,10 @@ struct WidePolicy {
   static constexpr bool kDividesSamples = false;         // workers divide columns, not samples
   static constexpr int kColumns = kGroup / kWorkers;     // of a worker
   static constexpr bool kHasPairs = kBlockSize == 32;
-  // W is copied into the order of the entries first, where its blocks are too small for the copy
-  // engine.
-  static constexpr bool kIsPacked = kBlockSize == 32;
+  // W may have been copied into the order of the entries first, as its blocks are small for the
+  // copy engine; where they are many, it has.
+  static constexpr bool kCanPack = kBlockSize == 32;
+  static constexpr bool kMustPack = kIsXRegister;
   // wgmma computes 64 x n. Blocks of 64 features are its rows and the 128 samples its columns,
   // since a large n reads least of shared memory; with blocks of 32, samples are the rows, 64 at a
   // time.

@@ -133,6 +133,12 @@ __device__ __forceinline__ uint64_t Broadcast(uint64_t value, int lane) {
   return __shfl_sync(~0u, static_cast<unsigned long long>(value), lane);
 }
 
+// Whether blocks of W come from a copy in the order of the entries.
+template <class Policy>
+__device__ __forceinline__ bool IsPacked(const WideParams& p) {
+  return Policy::kMustPack || (Policy::kCanPack && p.packed != nullptr);
+}
+
 // Loads what one entry names; called by a whole warp.
 template <class Policy>
 __device__ __forceinline__ void LoadEntry(const WideBlock<Policy>& block, const WideEntry& entry,
@@ -161,7 +167,7 @@ __device__ __forceinline__ void LoadEntry(const WideBlock<Policy>& block, const 
           LoadTile(x + i * (parts.x_bytes / Policy::kPanels), map, row + Policy::kPanelSamples * i,
                    feature, full);
       }
-      if constexpr (Policy::kIsPacked) {
+      if (IsPacked<Policy>(p)) {
         const uint64_t first = entry.high <= p.num_ids ? entry.high : 0;
         LoadBytes(w, static_cast<const unsigned char*>(p.packed) + first * Policy::kBlockBytes,
                   parts.num_blocks * Policy::kBlockBytes, full);
@@ -178,15 +184,15 @@ __device__ __forceinline__ void LoadEntry(const WideBlock<Policy>& block, const 
   // Nobody else need look at this phase.
   if (parts.num_blocks == 0) WaitBarrier(full, block.Parity(number));
   __syncwarp();
-  if constexpr (!Policy::kIsPacked) {
+  if (!IsPacked<Policy>(p)) {
     if (lane < parts.num_blocks) {
       const uint64_t i = entry.high + lane;
       const uint64_t id = i < p.num_ids ? p.ids[i] : p.num_ids;
       // An unknown block lies outside the tensor, which gives zeros.
       const int block_idx = static_cast<int>(id < p.num_ids ? id : p.num_ids);
       const int across = block_idx & p.last_half;
-      LoadTile(w + lane * Policy::kBlockBytes, &p.w, 64 * across, (block_idx >> p.last_half) * 64,
-               full);
+      LoadTile(w + lane * Policy::kBlockBytes, &p.w, Policy::kBlockSize * across,
+               (block_idx >> p.last_half) * Policy::kBlockSize, full);
     }
     __syncwarp();
   }

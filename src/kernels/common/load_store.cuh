@@ -24,6 +24,13 @@ __device__ __forceinline__ void CopyVectorAsync(void* shared, const void* global
                "l"(global), "n"(kVectorBytes), "r"(num_bytes)
                : "memory");
 }
+// Starts bringing bytes, a multiple of 16, to the L2 cache, where a later write changes them: it
+// may come before the kernel that writes them has ended, unlike a load. Does nothing before sm_90.
+__device__ __forceinline__ void PrefetchBytes(const void* global, uint32_t num_bytes) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(global), "r"(num_bytes));
+#endif
+}
 __device__ __forceinline__ void CommitCopies() {
   asm volatile("cp.async.commit_group;\n" ::: "memory");
 }
