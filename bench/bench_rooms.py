@@ -4,15 +4,20 @@
     python bench/bench_rooms.py --room layer_norm --dtype bfloat16 --json bench/results/NAME.json
 
 "forward" is a call, "training" a call and its gradients. Each result is first checked against
-TensorFlow's ops in float32. "of bound" is the time in which a copy of the same memory moves the
-bytes that the call must move, over the time of the call: 1.0 means that it runs at the speed of the
-memory, more that its data came from a cache.
+TensorFlow's ops in float32. "of bound" is the time in which a copy moves the bytes that the call
+must move, over the time of the call: 1.0 means that it runs at the speed of the memory.
+
+On a GPU the copy is a large one. On a CPU it is one of the same size, -x by TensorFlow in as many
+calls and with results as fresh, timed beside the case: threads take as long to wake up for it.
+
+A file keeps the results of rooms that are not timed, so that one can be made in parts.
 """
 
 import argparse
 import itertools
 import json
 import math
+import os
 
 import numpy as np
 import tensorflow as tf
@@ -21,17 +26,24 @@ from room_cases import cases
 from blocksparse.testing.timing import environment, time_call
 from blocksparse.testing.tolerance import UNIT_ROUNDOFF
 
-DTYPES = ["float32", "bfloat16", "float16"]
-WORKING_SET = {"GPU": 256e6, "CPU": 64e6}  # least bytes that a graph reads, more than the caches
-MAX_CALLS = 32  # in a graph
-COPY_VALUES = {"GPU": 2**27, "CPU": 2**24}
+DTYPES = {"GPU": ["float32", "bfloat16", "float16"], "CPU": ["float32", "bfloat16"]}
+REPEATS = {"GPU": 30, "CPU": 10}
+WORKING_SET = {"GPU": 256e6, "CPU": 128e6}  # least bytes that a graph moves, more than the caches
+MAX_CALLS = 64  # in a graph
+COPY_VALUES = 2**27
 
 
-def copy_bandwidth(device):
+def copy_bandwidth():
     """Bytes per second, read and written, of a large elementwise op, in its faster repeats."""
-    values = COPY_VALUES[device]
-    sets = [(tf.fill([values], float(number)),) for number in range(2)]
-    return 8 * values / time_call(tf.function(lambda x: x + 1), sets).low
+    sets = [(tf.fill([COPY_VALUES], float(number)),) for number in range(2)]
+    return 8 * COPY_VALUES / time_call(tf.function(lambda x: x + 1), sets).low
+
+
+def copy_seconds(num_bytes, num_calls, repeats):
+    """Seconds of one of num_calls copies that read and write num_bytes in all."""
+    values = max(int(num_bytes) // 8, 1)
+    inputs = tuple(tf.fill([values], float(number)) for number in range(num_calls))
+    return time_call(in_turn(lambda x: (-x,), 1), [inputs], repeats).median / num_calls
 
 
 def inputs(case, dtype, number):
@@ -73,6 +85,7 @@ def training(function, num_variables, num_results):
 
 def in_turn(function, num_inputs):
     """A graph of calls that follow one another, so that its own cost counts little for each."""
+    function = tf.function(function)
 
     @tf.function
     def run(*tensors):
@@ -104,6 +117,10 @@ def bench_case(case, dtype, device, repeats, bandwidth, is_compiled):
         check(f"{case} {dtype} {name}", ours, theirs, sets[0])
         flat, num_inputs = tuple(itertools.chain(*sets)), len(sets[0])
         mine = time_call(in_turn(ours, num_inputs), [flat], repeats)
+        if device == "GPU":
+            bound = num_bytes / bandwidth
+        else:
+            bound = copy_seconds(num_bytes, num_calls, repeats)
         result = {
             "room": case.room,
             "case": case.name,
@@ -114,7 +131,8 @@ def bench_case(case, dtype, device, repeats, bandwidth, is_compiled):
             "us_low": mine.low * 1e6 / num_calls,
             "us_high": mine.high * 1e6 / num_calls,
             "gb_per_s": num_bytes * num_calls / mine.median / 1e9,
-            "of_bound": num_bytes * num_calls / mine.median / bandwidth,
+            "bound_us": bound * 1e6,
+            "of_bound": bound * num_calls / mine.median,
         }
         try:
             other = time_call(in_turn(theirs, num_inputs), [flat], repeats).median
@@ -141,25 +159,33 @@ def main():
     )
     parser.add_argument("--device", choices=["CPU", "GPU"])
     parser.add_argument("--room", nargs="*", help="only these")
-    parser.add_argument("--dtype", nargs="*", default=DTYPES)
-    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--dtype", nargs="*")
+    parser.add_argument("--repeats", type=int)
     parser.add_argument("--xla", action="store_true", help="compile TensorFlow's ops by XLA")
     parser.add_argument("--json", help="write the results here")
     args = parser.parse_args()
     device = args.device or ("GPU" if tf.config.list_physical_devices("GPU") else "CPU")
+    args.dtype = args.dtype or DTYPES[device]
+    args.repeats = args.repeats or REPEATS[device]
     with tf.device(f"{device}:0"):
-        results = run(args, device)
+        found = run(args, device)
     if args.json:
+        timed = {r["room"] for r in found["results"]}
+        if os.path.exists(args.json):
+            with open(args.json) as file:
+                others = [r for r in json.load(file)["results"] if r["room"] not in timed]
+            found["results"] = others + found["results"]
         with open(args.json, "w") as file:
-            json.dump(results, file, indent=1)
+            json.dump(found, file, indent=1)
 
 
 def run(args, device):
     """Prints the table and returns what goes into the file."""
-    bandwidth = copy_bandwidth(device)
-    print(f"copy: {bandwidth / 1e9:.1f} GB/s")
+    bandwidth = copy_bandwidth() if device == "GPU" else math.nan
+    if device == "GPU":
+        print(f"copy: {bandwidth / 1e9:.1f} GB/s")
     print(
-        f"{'case':56} {'us':>9} {'10-90 %':>19} {'TF us':>9} {'speed-up':>8} {'GB/s':>7} "
+        f"{'case':64} {'us':>9} {'10-90 %':>19} {'TF us':>9} {'speed-up':>8} {'GB/s':>7} "
         f"{'of bound':>8}"
     )
     results = []
@@ -174,7 +200,7 @@ def run(args, device):
                 else (f"{'fails':>9} {'':8}")
             )
             print(
-                f"{f'{case} {dtype} ' + r['pass']:56} {r['us']:9.1f} "
+                f"{f'{case} {dtype} ' + r['pass']:64} {r['us']:9.1f} "
                 f"{r['us_low']:9.1f}-{r['us_high']:<9.1f} {rival} {r['gb_per_s']:7.1f} "
                 f"{r['of_bound']:8.2f}",
                 flush=True,
@@ -185,7 +211,7 @@ def run(args, device):
             print(f"geometric mean of the speed-ups of {room}: {math.exp(np.mean(logs)):.2f}")
     return {
         "environment": environment(device),
-        "copy_gb_per_s": bandwidth / 1e9,
+        "copy_gb_per_s": bandwidth / 1e9 if device == "GPU" else None,
         "tensorflow_compiled": args.xla,
         "results": results,
     }

@@ -29,7 +29,6 @@ def quick(monkeypatch):
     """Times SMALL cases, hardly at all."""
     monkeypatch.setattr(bench_rooms, "cases", lambda device: SMALL)
     monkeypatch.setattr(bench_rooms, "MAX_CALLS", 2)
-    monkeypatch.setattr(bench_rooms, "COPY_VALUES", {"CPU": 1000})
     timed = bench_rooms.time_call
     monkeypatch.setattr(
         bench_rooms, "time_call", lambda f, sets, repeats=2: timed(f, sets, repeats, seconds=0)
@@ -38,23 +37,32 @@ def quick(monkeypatch):
 
 def test_the_table_and_the_file(quick, monkeypatch, tmp_path, capsys):
     path = tmp_path / "results.json"
-    monkeypatch.setattr(
-        sys, "argv", ["bench_rooms.py", "--device", "CPU", "--repeats", "1", "--json", str(path)]
-    )
+    argv = ["bench_rooms.py", "--device", "CPU", "--repeats", "1", "--json", str(path)]
+    monkeypatch.setattr(sys, "argv", argv)
     bench_rooms.main()
     printed = capsys.readouterr().out
     found = json.loads(path.read_text())
-    assert len(found["results"]) == 2 * 3 * len(SMALL) and found["environment"]["tensorflow"]
+    # dtypes and passes
+    assert len(found["results"]) == 2 * 2 * len(SMALL) and found["environment"]["tensorflow"]
     for r in found["results"]:
         assert r["us"] > 0 and r["speedup"] > 0
-        # bytes over time, in two ways
-        assert r["of_bound"] * found["copy_gb_per_s"] == pytest.approx(r["gb_per_s"])
-    joined = [r for r in found["results"] if r["case"] == "joined" and r["dtype"] == "float16"]
-    assert [round(r["gb_per_s"] * r["us"] * 1e3) for r in joined] == [7 * 20 * 2, 19 * 20 * 2]
+        assert r["of_bound"] == pytest.approx(r["bound_us"] / r["us"])
+    joined = [r for r in found["results"] if r["case"] == "joined" and r["dtype"] == "bfloat16"]
+    # bytes over time, in two ways
+    sizes = [round(r["gb_per_s"] * r["us"] * 1e3) for r in joined]
+    assert sizes == [7 * 20 * 2, 19 * 20 * 2]
     for room in ("layer_norm", "lstm_gates", "cross_entropy", "embedding", "l2_norm"):
         assert f"geometric mean of the speed-ups of {room}: " in printed
     table = summarize_rooms.table(found["results"], "speedup").splitlines()
-    assert table[0].endswith("| float32 | bfloat16 | float16 |") and len(table) == 7
+    assert table[0].endswith("| float32 | bfloat16 |") and len(table) == 7
+
+    monkeypatch.setattr(sys, "argv", [*argv, "--room", "embedding", "--dtype", "float16"])
+    bench_rooms.main()
+    parts = json.loads(path.read_text())["results"]
+    assert [r for r in parts if r["room"] != "embedding"] == [
+        r for r in found["results"] if r["room"] != "embedding"
+    ]
+    assert [r["dtype"] for r in parts if r["room"] == "embedding"] == ["float16"] * 2
 
 
 def test_cases_of_both_devices_exist():

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "src/kernels/common/cpu_lanes.h"
 #include "src/kernels/common/cpu_math.h"
 #include "src/kernels/cross_entropy.h"
 
@@ -11,9 +12,8 @@ namespace blocksparse {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr int64_t kLanes = 32;    // sums side by side: the order that vector units need
 constexpr int64_t kChunk = 1024;  // also bounds how many terms a sum adds one by one
-constexpr int64_t kCostOfClass = 3;
+constexpr int64_t kCostOfClass = 2;
 
 bool IsValid(int64_t label, int64_t classes) { return 0 <= label && label < classes; }
 
@@ -23,25 +23,21 @@ BLOCKSPARSE_INLINE void SumRow(const T* x, int64_t classes, float* row_max, floa
   float max = -kInfinity;
   float sum = 0.f;
   for (int64_t begin = 0; begin < classes; begin += kChunk) {
-    const int64_t size = std::min(kChunk, classes - begin);
-    const int64_t full_size = (size + kLanes - 1) / kLanes * kLanes;
-    float values[kChunk];
-    for (int64_t j = 0; j < size; ++j) values[j] = ToFloat(x[begin + j]);
-    std::fill(values + size, values + full_size, -kInfinity);
+    const int64_t end = std::min(begin + kChunk, classes);
     float maxima[kLanes];
     std::fill(maxima, maxima + kLanes, max);
-    for (int64_t j = 0; j < full_size; j += kLanes)
-      for (int64_t lane = 0; lane < kLanes; ++lane)
-        maxima[lane] = Select(values[j + lane] > maxima[lane], values[j + lane], maxima[lane]);
-    const float new_max = *std::max_element(maxima, maxima + kLanes);
+    ForEachInLanes(begin, end, [&](int64_t j, int64_t lane) __attribute__((always_inline)) {
+      maxima[lane] = AtLeast(ToFloat(x[j]), maxima[lane]);
+    });
+    const float new_max = Reduce(
+        maxima, [](float a, float b) __attribute__((always_inline)) { return AtLeast(a, b); });
     // Where there is only -infinity, any number makes the exponentials zero.
     const float base = new_max == -kInfinity ? 0.f : new_max;
     float sums[kLanes] = {};
-    for (int64_t j = 0; j < full_size; j += kLanes)
-      for (int64_t lane = 0; lane < kLanes; ++lane)
-        sums[lane] += ExpOfNegative(values[j + lane] - base);
-    sum *= std::exp(max - base);
-    for (const float chunk_sum : sums) sum += chunk_sum;
+    ForEachInLanes(begin, end, [&](int64_t j, int64_t lane) __attribute__((always_inline)) {
+      sums[lane] += ExpOfNegative(ToFloat(x[j]) - base);
+    });
+    sum = sum * ExpOfNegative(max - base) + SumOf(sums);
     max = new_max;
   }
   *row_max = max;
@@ -62,41 +58,52 @@ BLOCKSPARSE_INLINE void LossOfRow(const CrossEntropyArgs& args, int64_t row) {
 template <typename T>
 BLOCKSPARSE_INLINE void GradientOfRow(const CrossEntropyGradArgs& args, int64_t row) {
   const CrossEntropyInputs& in = args.in;
-  const T* __restrict__ x = static_cast<const T*>(in.x) + row * in.classes;
-  T* __restrict__ dx = static_cast<T*>(args.dx) + row * in.classes;
+  const T* x = static_cast<const T*>(in.x) + row * in.classes;
+  T* dx = static_cast<T*>(args.dx) + row * in.classes;
   const int64_t label = LabelOf(in, row);
   if (!IsValid(label, in.classes)) return std::fill(dx, dx + in.classes, FromFloat<T>(0.f));
   const float max = args.row_max[row];
   const float log_sum = args.log_sum[row];
   const float dloss = args.dloss[row];
+  BLOCKSPARSE_INDEPENDENT
   for (int64_t j = 0; j < in.classes; ++j)
     dx[j] = FromFloat<T>(dloss * ExpOfNegative((ToFloat(x[j]) - max) - log_sum));
   const float p = ExpOfNegative((ToFloat(x[label]) - max) - log_sum);
   dx[label] = FromFloat<T>(dloss * (p - 1.f));
 }
 
-BLOCKSPARSE_FOR_EACH_CPU
-void Loss(const CrossEntropyArgs& args, int64_t row) {
+template <typename T>
+BLOCKSPARSE_INLINE void WorkOn(const CrossEntropyArgs& args, int64_t row) {
+  LossOfRow<T>(args, row);
+}
+template <typename T>
+BLOCKSPARSE_INLINE void WorkOn(const CrossEntropyGradArgs& args, int64_t row) {
+  GradientOfRow<T>(args, row);
+}
+
+template <class Args>
+BLOCKSPARSE_INLINE void WorkOnRows(const Args& args, int64_t begin, int64_t end) {
+  const auto run = [&](auto type) __attribute__((always_inline)) {
+    for (int64_t row = begin; row < end; ++row) WorkOn<decltype(type)>(args, row);
+  };
   switch (args.in.dtype) {
     case DType::kFloat32:
-      return LossOfRow<float>(args, row);
+      return run(float{});
     case DType::kFloat16:
-      return LossOfRow<Half>(args, row);
+      return run(Half{});
     case DType::kBFloat16:
-      return LossOfRow<BFloat16>(args, row);
+      return run(BFloat16{});
   }
 }
 
 BLOCKSPARSE_FOR_EACH_CPU
-void Gradient(const CrossEntropyGradArgs& args, int64_t row) {
-  switch (args.in.dtype) {
-    case DType::kFloat32:
-      return GradientOfRow<float>(args, row);
-    case DType::kFloat16:
-      return GradientOfRow<Half>(args, row);
-    case DType::kBFloat16:
-      return GradientOfRow<BFloat16>(args, row);
-  }
+void Loss(const CrossEntropyArgs& args, int64_t begin, int64_t end) {
+  WorkOnRows(args, begin, end);
+}
+
+BLOCKSPARSE_FOR_EACH_CPU
+void Gradient(const CrossEntropyGradArgs& args, int64_t begin, int64_t end) {
+  WorkOnRows(args, begin, end);
 }
 
 }  // namespace
@@ -109,16 +116,14 @@ int64_t FindBadLabel(const CrossEntropyInputs& in) {
 }
 
 Status CrossEntropyCpu(const CrossEntropyArgs& args, const ParallelFor& parallel_for) {
-  parallel_for(args.in.rows, args.in.classes * kCostOfClass, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) Loss(args, row);
-  });
+  parallel_for(args.in.rows, args.in.classes * kCostOfClass,
+               [&](int64_t begin, int64_t end) { Loss(args, begin, end); });
   return Status();
 }
 
 Status CrossEntropyGradCpu(const CrossEntropyGradArgs& args, const ParallelFor& parallel_for) {
-  parallel_for(args.in.rows, args.in.classes * kCostOfClass, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) Gradient(args, row);
-  });
+  parallel_for(args.in.rows, args.in.classes * kCostOfClass,
+               [&](int64_t begin, int64_t end) { Gradient(args, begin, end); });
   return Status();
 }
 

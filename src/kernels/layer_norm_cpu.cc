@@ -1,241 +1,312 @@
 // The CPU side of layer_norm.h, and the readable second opinion on the GPU kernels.
 //
-// Values are converted to float32 buffers that stay in the cache and worked on there. Features
-// last: one row at a time, which the vector units split. Features first: kTile columns at a time,
-// so that memory is read in order and a vector holds neighbouring columns. The gradients of g and b
-// are added up for a fixed range of samples (a "part") by one task, in order, and the parts in
-// order after that; so the number of threads does not show.
+// Loops go from what is read to what is written, in vectors (common/cpu_lanes.h). Features last:
+// one row at a time, which stays in the first-level cache. Features first: a group of columns at a
+// time. Their rows lie as far apart as the minibatch is long, often a power of two, so that few of
+// them would stay in a cache; hence a copy, which the second-level cache holds. The gradients of g
+// and b are added up for a fixed range of samples (a "part") by one task, in order, and the parts
+// in order after that; so the number of threads does not show.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <vector>
 
-#include "src/kernels/common/cpu_clones.h"
+#include "src/kernels/common/cpu_lanes.h"
+#include "src/kernels/common/scratch.h"
 #include "src/kernels/layer_norm.h"
 
 namespace blocksparse {
 namespace {
 
-constexpr int64_t kTile = 64;          // columns of a tile; a row of it is four cache lines
-constexpr int64_t kPartRows = 16;      // a part is a multiple of this, or of whole tiles
-constexpr int64_t kMaxParts = 128;     // keeps the workspace small; enough for as many threads
-constexpr int64_t kForwardCycles = 4;  // rough costs of one element, for ParallelFor
-constexpr int64_t kGradCycles = 8;
+constexpr int64_t kMaxColumns = 256;       // of a group
+constexpr int64_t kCopyBytes = 512 << 10;  // that a second-level cache holds
+constexpr int64_t kRowsAhead = 8;          // of a group, that are prefetched
+constexpr int64_t kLeastBytes = 256;       // of a row of a group, as DRAM is slow with less
+constexpr int64_t kLeastGroups = 16;       // so that threads have equal shares
+constexpr int64_t kPartRows = 16;          // a part is a multiple of this, or of whole groups
+constexpr int64_t kMaxParts = 64;          // keeps the workspace small; enough for as many threads
+constexpr int64_t kForwardCycles = 1;      // rough costs of one element, for ParallelFor
+constexpr int64_t kGradCycles = 2;
+
+int64_t RoundUp(int64_t value, int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+// Columns of a group, each of which has `size` elements in each of `num_copies` copies.
+int64_t ColumnsOfGroup(int64_t num_copies, int64_t size, DType dtype, int64_t batch) {
+  const int64_t fitting = kCopyBytes / (num_copies * size * SizeOf(dtype)) / kLanes * kLanes;
+  const int64_t shared = RoundUp(batch / kLeastGroups, kLanes);
+  return std::max(kLeastBytes / SizeOf(dtype), std::min({kMaxColumns, fitting, shared}));
+}
+int64_t ColumnsOfGroup(const LayerNormArgs& args) {
+  return ColumnsOfGroup(1, args.features / args.segments, args.dtype, args.batch);
+}
+int64_t ColumnsOfGroup(const LayerNormGradArgs& args) {
+  return ColumnsOfGroup(2, args.features / args.segments, args.dtype, args.batch);
+}
 
 int64_t SamplesOfPart(const LayerNormGradArgs& args) {
-  const int64_t multiple = args.feature_axis == 1 ? kPartRows : kTile;
+  const int64_t multiple = args.feature_axis == 1 ? kPartRows : ColumnsOfGroup(args);
   const int64_t samples = (args.batch + kMaxParts - 1) / kMaxParts;
-  return std::max<int64_t>(1, (samples + multiple - 1) / multiple) * multiple;
+  return std::max<int64_t>(1, RoundUp(samples, multiple) / multiple) * multiple;
 }
 
-// ---- loops over buffers of float32 --------------------------------------------------------------
-
-template <typename T>
-BLOCKSPARSE_INLINE void Read(const T* __restrict__ from, int64_t size, float* __restrict__ to) {
-  for (int64_t i = 0; i < size; ++i) to[i] = ToFloat(from[i]);
-}
-
-template <typename T>
-BLOCKSPARSE_INLINE void Write(const float* __restrict__ from, int64_t size, T* __restrict__ to) {
-  for (int64_t i = 0; i < size; ++i) to[i] = FromFloat<T>(from[i]);
-}
-
-// A compiler does not reorder a sum of floats, so the order that vector units need is spelled out:
-// 32 sums side by side, as four vectors of eight.
-BLOCKSPARSE_INLINE float SumOf(const float* v, int64_t size) {
-  constexpr int kLanes = 8;
-  constexpr int kSums = 4;
-  typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float))));
-  Lanes sums[kSums] = {};
-  int64_t i = 0;
-  for (; i + kSums * kLanes <= size; i += kSums * kLanes) {
-    Lanes terms[kSums];
-    std::memcpy(terms, v + i, sizeof terms);
-    for (int j = 0; j < kSums; ++j) sums[j] += terms[j];
-  }
-  const Lanes total = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-  float lanes[kLanes];
-  std::memcpy(lanes, &total, sizeof lanes);
-  float sum = 0.f;
-  for (; i < size; ++i) sum += v[i];
-  for (const float lane : lanes) sum += lane;
-  return sum;
-}
+// ---- arithmetic ---------------------------------------------------------------------------------
 
 // Both directions use this expression, so that they agree on where relu is 0.
 BLOCKSPARSE_INLINE float Affine(float xhat, float g, float b) { return xhat * g + b; }
 
-// NaN stays NaN.
-BLOCKSPARSE_INLINE float Relu(float y, bool relu) { return relu && y <= 0.f ? 0.f : y; }
+// y, or 0 where a relu closes; NaN stays NaN.
+template <bool kRelu>
+BLOCKSPARSE_INLINE float Relu(float y) {
+  return kRelu && y <= 0.f ? 0.f : y;
+}
+
+// dy as it passes the relu.
+template <bool kRelu>
+BLOCKSPARSE_INLINE float PassedBy(float dy, float xhat, float g, float b) {
+  return kRelu && !(Affine(xhat, g, b) > 0.f) ? 0.f : dy;
+}
+
+// 1 / sqrt(variance + epsilon). `shift`, the deviations' own mean, is what rounding has left of the
+// first sum.
+BLOCKSPARSE_INLINE float Rstd(float square, float shift, float epsilon) {
+  return 1.f / std::sqrt(std::max(square - shift * shift, 0.f) + epsilon);
+}
 
 // ---- features last: x[n, k] ---------------------------------------------------------------------
 
 // Row `row` is segment row % S of sample row / S: rows are contiguous and in order.
-template <typename T>
-BLOCKSPARSE_INLINE void NormalizeRows(const LayerNormArgs& args, int64_t begin, int64_t end) {
+template <typename T, bool kRelu>
+BLOCKSPARSE_INLINE void NormalizeRow(const LayerNormArgs& args, int64_t row) {
   const int64_t size = args.features / args.segments;
-  std::vector<float> x(size), work(size);
-  for (int64_t row = begin; row < end; ++row) {
-    const int64_t segment = row % args.segments;
-    Read(static_cast<const T*>(args.x) + row * size, size, x.data());
-    const float rough_mean = SumOf(x.data(), size) / size;
-    // The deviations' own mean is what rounding has left of the first sum.
-    for (int64_t i = 0; i < size; ++i) work[i] = x[i] - rough_mean;
-    const float shift = SumOf(work.data(), size) / size;
-    for (int64_t i = 0; i < size; ++i) work[i] *= work[i];
-    const float square = SumOf(work.data(), size) / size;
-    const float mean = rough_mean + shift;
-    const float rstd = 1.f / std::sqrt(std::max(square - shift * shift, 0.f) + args.epsilon);
-
-    const float* g = args.g + segment * size;
-    const float* b = args.b + segment * size;
-    for (int64_t i = 0; i < size; ++i)
-      work[i] = Relu(Affine((x[i] - mean) * rstd, g[i], b[i]), args.relu);
-    Write(work.data(), size, static_cast<T*>(args.y) + row * size);
-    args.mean[segment * args.batch + row / args.segments] = mean;
-    args.rstd[segment * args.batch + row / args.segments] = rstd;
-  }
-}
-
-// dx of samples [begin, end) of a segment; adds their share to dg and db, which start at the
-// segment.
-template <typename T>
-BLOCKSPARSE_INLINE void RowGradients(const LayerNormGradArgs& args, int64_t segment, int64_t begin,
-                                     int64_t end, float* __restrict__ dg, float* __restrict__ db) {
-  const int64_t size = args.features / args.segments;
+  const int64_t segment = row % args.segments;
+  const T* x = static_cast<const T*>(args.x) + row * size;
+  T* y = static_cast<T*>(args.y) + row * size;
   const float* g = args.g + segment * size;
   const float* b = args.b + segment * size;
-  std::vector<float> xhat_of(size), t_of(size), work_of(size);
-  float* __restrict__ xhat = xhat_of.data();
-  float* __restrict__ t = t_of.data();
-  float* __restrict__ work = work_of.data();
-  for (int64_t n = begin; n < end; ++n) {
-    const int64_t offset = n * args.features + segment * size;
-    const float mean = args.mean[segment * args.batch + n];
-    const float rstd = args.rstd[segment * args.batch + n];
-    Read(static_cast<const T*>(args.x) + offset, size, xhat);
-    Read(static_cast<const T*>(args.dy) + offset, size, t);
-    for (int64_t i = 0; i < size; ++i) {
-      xhat[i] = (xhat[i] - mean) * rstd;
-      const float d = args.relu && !(Affine(xhat[i], g[i], b[i]) > 0.f) ? 0.f : t[i];
-      dg[i] += d * xhat[i];
-      db[i] += d;
-      t[i] = g[i] * d;
-      work[i] = t[i] * xhat[i];
-    }
-    const float dot = SumOf(work, size) / size;
-    const float sum = SumOf(t, size) / size;
-    for (int64_t i = 0; i < size; ++i) work[i] = (t[i] - (xhat[i] * dot + sum)) * rstd;
-    Write(work, size, static_cast<T*>(args.dx) + offset);
+
+  float sums[kLanes] = {};
+  ForEachInLanes(0, size, [&](int64_t i, int64_t lane) __attribute__((always_inline)) {
+    sums[lane] += ToFloat(x[i]);
+  });
+  const float rough_mean = SumOf(sums) / size;
+  float shifts[kLanes] = {};
+  float squares[kLanes] = {};
+  ForEachInLanes(0, size, [&](int64_t i, int64_t lane) __attribute__((always_inline)) {
+    const float deviation = ToFloat(x[i]) - rough_mean;
+    shifts[lane] += deviation;
+    squares[lane] += deviation * deviation;
+  });
+  const float shift = SumOf(shifts) / size;
+  const float mean = rough_mean + shift;
+  const float rstd = Rstd(SumOf(squares) / size, shift, args.epsilon);
+  BLOCKSPARSE_INDEPENDENT
+  for (int64_t i = 0; i < size; ++i) {
+    const float xhat = (ToFloat(x[i]) - mean) * rstd;
+    y[i] = FromFloat<T>(Relu<kRelu>(Affine(xhat, g[i], b[i])));
+  }
+  args.mean[segment * args.batch + row / args.segments] = mean;
+  args.rstd[segment * args.batch + row / args.segments] = rstd;
+}
+
+// dx of one segment of a sample; adds its share to dg and db, which start at the segment.
+template <typename T, bool kRelu>
+BLOCKSPARSE_INLINE void RowGradients(const LayerNormGradArgs& args, int64_t segment, int64_t n,
+                                     float* dg, float* db) {
+  const int64_t size = args.features / args.segments;
+  const int64_t offset = n * args.features + segment * size;
+  const T* x = static_cast<const T*>(args.x) + offset;
+  const T* dy = static_cast<const T*>(args.dy) + offset;
+  T* dx = static_cast<T*>(args.dx) + offset;
+  const float* g = args.g + segment * size;
+  const float* b = args.b + segment * size;
+  const float mean = args.mean[segment * args.batch + n];
+  const float rstd = args.rstd[segment * args.batch + n];
+
+  float dots[kLanes] = {};
+  float sums[kLanes] = {};
+  ForEachInLanes(0, size, [&](int64_t i, int64_t lane) __attribute__((always_inline)) {
+    const float xhat = (ToFloat(x[i]) - mean) * rstd;
+    const float d = PassedBy<kRelu>(ToFloat(dy[i]), xhat, g[i], b[i]);
+    dg[i] += d * xhat;
+    db[i] += d;
+    sums[lane] += g[i] * d;
+    dots[lane] += g[i] * d * xhat;
+  });
+  const float dot = SumOf(dots) / size;
+  const float sum = SumOf(sums) / size;
+  BLOCKSPARSE_INDEPENDENT
+  for (int64_t i = 0; i < size; ++i) {
+    const float xhat = (ToFloat(x[i]) - mean) * rstd;
+    const float d = PassedBy<kRelu>(ToFloat(dy[i]), xhat, g[i], b[i]);
+    dx[i] = FromFloat<T>((g[i] * d - (xhat * dot + sum)) * rstd);
   }
 }
 
 // ---- features first: x[k, n] --------------------------------------------------------------------
 
-// `index` is a tile of columns and a segment of it.
+// Columns [first, first + width) of a segment; `columns` is width, rounded up to lanes.
+struct Group {
+  int64_t segment;
+  int64_t first;
+  int64_t width;
+  int64_t columns;
+};
+
+// Asks for `width` values from `row` on: where rows are far apart the hardware does not foresee
+// them.
 template <typename T>
-BLOCKSPARSE_INLINE void NormalizeTile(const LayerNormArgs& args, int64_t index) {
-  const int64_t size = args.features / args.segments;
-  const int64_t segment = index % args.segments;
-  const int64_t first = index / args.segments * kTile;
-  const int64_t width = std::min(kTile, args.batch - first);
-  const int64_t corner = segment * size * args.batch + first;
-  const T* x = static_cast<const T*>(args.x) + corner;
-  T* y = static_cast<T*>(args.y) + corner;
-  float row[kTile];
-  float mean[kTile] = {};
-  float shift[kTile] = {};
-  float square[kTile] = {};
-  float rstd[kTile];
-  for (int64_t k = 0; k < size; ++k) {
-    Read(x + k * args.batch, width, row);
-    for (int64_t j = 0; j < width; ++j) mean[j] += row[j];
-  }
-  for (int64_t j = 0; j < width; ++j) mean[j] /= size;
-  // As above: the deviations' own mean is what rounding has left of the first sum.
-  for (int64_t k = 0; k < size; ++k) {
-    Read(x + k * args.batch, width, row);
-    for (int64_t j = 0; j < width; ++j) {
-      const float deviation = row[j] - mean[j];
-      shift[j] += deviation;
-      square[j] += deviation * deviation;
-    }
-  }
-  for (int64_t j = 0; j < width; ++j) {
-    shift[j] /= size;
-    const float variance = std::max(square[j] / size - shift[j] * shift[j], 0.f);
-    mean[j] += shift[j];
-    rstd[j] = 1.f / std::sqrt(variance + args.epsilon);
-    args.mean[segment * args.batch + first + j] = mean[j];
-    args.rstd[segment * args.batch + first + j] = rstd[j];
-  }
-  for (int64_t k = 0; k < size; ++k) {
-    const float g = args.g[segment * size + k];
-    const float b = args.b[segment * size + k];
-    Read(x + k * args.batch, width, row);
-    for (int64_t j = 0; j < width; ++j)
-      row[j] = Relu(Affine((row[j] - mean[j]) * rstd[j], g, b), args.relu);
-    Write(row, width, y + k * args.batch);
-  }
+BLOCKSPARSE_INLINE void Prefetch(const T* row, int64_t width) {
+  constexpr int64_t kLineBytes = 64;
+  for (int64_t j = 0; j < width; j += kLineBytes / int64_t{sizeof(T)}) __builtin_prefetch(row + j);
 }
 
-// As RowGradients, of samples [begin, begin + width).
+// The group's rows one after another, with zeros in places beyond its width. They lie like that if
+// the group is the whole minibatch.
 template <typename T>
-BLOCKSPARSE_INLINE void TileGradients(const LayerNormGradArgs& args, int64_t segment, int64_t begin,
-                                      int64_t width, float* dg, float* db) {
-  const int64_t size = args.features / args.segments;
-  const int64_t corner = segment * size * args.batch + begin;
-  const T* x = static_cast<const T*>(args.x) + corner;
-  const T* dy = static_cast<const T*>(args.dy) + corner;
-  T* dx = static_cast<T*>(args.dx) + corner;
-  const float* mean = args.mean + segment * args.batch + begin;
-  const float* rstd = args.rstd + segment * args.batch + begin;
-  float xhat[kTile];
-  float d[kTile];
-  float dot[kTile] = {};
-  float sum[kTile] = {};
-  const auto read_row = [&](int64_t k, float g, float b) __attribute__((always_inline)) {
-    Read(x + k * args.batch, width, xhat);
-    Read(dy + k * args.batch, width, d);
-    for (int64_t j = 0; j < width; ++j) {
-      xhat[j] = (xhat[j] - mean[j]) * rstd[j];
-      if (args.relu && !(Affine(xhat[j], g, b) > 0.f)) d[j] = 0.f;
-    }
-  };
+BLOCKSPARSE_INLINE const T* CopyOf(const void* from, int64_t size, int64_t batch,
+                                   const Group& group, T* to) {
+  const T* rows = static_cast<const T*>(from) + group.segment * size * batch + group.first;
+  if (group.columns == batch) return rows;
   for (int64_t k = 0; k < size; ++k) {
-    const float g = args.g[segment * size + k];
-    read_row(k, g, args.b[segment * size + k]);
-    db[k] += SumOf(d, width);
-    for (int64_t j = 0; j < width; ++j) {
-      sum[j] += g * d[j];
-      d[j] *= xhat[j];
-      dot[j] += g * d[j];
-    }
-    dg[k] += SumOf(d, width);
+    const T* row = rows + k * batch;
+    T* copy = to + k * group.columns;
+    if (k + kRowsAhead < size) Prefetch(row + kRowsAhead * batch, group.width);
+    int64_t j = 0;
+    for (; j + kLanes <= group.width; j += kLanes)
+      std::memcpy(copy + j, row + j, kLanes * sizeof(T));
+    if (j == group.columns) continue;
+    std::memset(copy + j, 0, kLanes * sizeof(T));
+    std::memcpy(copy + j, row + j, (group.width - j) * sizeof(T));
   }
-  for (int64_t j = 0; j < width; ++j) {
+  return to;
+}
+
+template <typename T, bool kRelu>
+BLOCKSPARSE_INLINE void NormalizeGroup(const LayerNormArgs& args, const Group& group) {
+  const int64_t size = args.features / args.segments;
+  const int64_t columns = group.columns;
+  const Scratch copy(size * columns);
+  const T* x = CopyOf(args.x, size, args.batch, group, reinterpret_cast<T*>(copy.data()));
+  T* y = static_cast<T*>(args.y) + group.segment * size * args.batch + group.first;
+  float mean[kMaxColumns];
+  float rstd[kMaxColumns];
+  for (int64_t first = 0; first < columns; first += kLanes) {
+    float sums[kLanes] = {};
+    for (int64_t k = 0; k < size; ++k)
+      for (int64_t j = 0; j < kLanes; ++j) sums[j] += ToFloat(x[k * columns + first + j]);
+    for (int64_t j = 0; j < kLanes; ++j) sums[j] /= size;
+    float shifts[kLanes] = {};
+    float squares[kLanes] = {};
+    for (int64_t k = 0; k < size; ++k) {
+      for (int64_t j = 0; j < kLanes; ++j) {
+        const float deviation = ToFloat(x[k * columns + first + j]) - sums[j];
+        shifts[j] += deviation;
+        squares[j] += deviation * deviation;
+      }
+    }
+    for (int64_t j = 0; j < kLanes; ++j) {
+      const float shift = shifts[j] / size;
+      mean[first + j] = sums[j] + shift;
+      rstd[first + j] = Rstd(squares[j] / size, shift, args.epsilon);
+    }
+  }
+  for (int64_t k = 0; k < size; ++k) {
+    const float g = args.g[group.segment * size + k];
+    const float b = args.b[group.segment * size + k];
+    const T* x_row = x + k * columns;
+    T* y_row = y + k * args.batch;
+    if (k + kRowsAhead < size) Prefetch(y_row + kRowsAhead * args.batch, group.width);
+    BLOCKSPARSE_INDEPENDENT
+    for (int64_t j = 0; j < group.width; ++j) {
+      const float xhat = (ToFloat(x_row[j]) - mean[j]) * rstd[j];
+      y_row[j] = FromFloat<T>(Relu<kRelu>(Affine(xhat, g, b)));
+    }
+  }
+  const int64_t moments = group.segment * args.batch + group.first;
+  std::copy(mean, mean + group.width, args.mean + moments);
+  std::copy(rstd, rstd + group.width, args.rstd + moments);
+}
+
+// As RowGradients, of a group.
+template <typename T, bool kRelu>
+BLOCKSPARSE_INLINE void GroupGradients(const LayerNormGradArgs& args, const Group& group, float* dg,
+                                       float* db) {
+  const int64_t size = args.features / args.segments;
+  const int64_t columns = group.columns;
+  const float* g_of = args.g + group.segment * size;
+  const float* b_of = args.b + group.segment * size;
+  const Scratch copy(2 * size * columns);
+  T* copies = reinterpret_cast<T*>(copy.data());
+  const T* x = CopyOf(args.x, size, args.batch, group, copies);
+  const T* dy = CopyOf(args.dy, size, args.batch, group, copies + size * columns);
+  T* dx = static_cast<T*>(args.dx) + group.segment * size * args.batch + group.first;
+
+  // Beyond the width dy is 0.
+  float mean[kMaxColumns] = {};
+  float rstd[kMaxColumns] = {};
+  const int64_t moments = group.segment * args.batch + group.first;
+  std::copy_n(args.mean + moments, group.width, mean);
+  std::copy_n(args.rstd + moments, group.width, rstd);
+  float dot[kMaxColumns] = {};
+  float sum[kMaxColumns] = {};
+  for (int64_t k = 0; k < size; ++k) {
+    const float g = g_of[k];
+    const float b = b_of[k];
+    float dg_lanes[kLanes] = {};
+    float db_lanes[kLanes] = {};
+    for (int64_t first = 0; first < columns; first += kLanes) {
+      const T* x_row = x + k * columns + first;
+      const T* dy_row = dy + k * columns + first;
+      BLOCKSPARSE_INDEPENDENT
+      for (int64_t j = 0; j < kLanes; ++j) {
+        const float xhat = (ToFloat(x_row[j]) - mean[first + j]) * rstd[first + j];
+        const float d = PassedBy<kRelu>(ToFloat(dy_row[j]), xhat, g, b);
+        dg_lanes[j] += d * xhat;
+        db_lanes[j] += d;
+        sum[first + j] += g * d;
+        dot[first + j] += g * d * xhat;
+      }
+    }
+    dg[k] += SumOf(dg_lanes);
+    db[k] += SumOf(db_lanes);
+  }
+  for (int64_t j = 0; j < columns; ++j) {
     dot[j] /= size;
     sum[j] /= size;
   }
   for (int64_t k = 0; k < size; ++k) {
-    const float g = args.g[segment * size + k];
-    read_row(k, g, args.b[segment * size + k]);
-    for (int64_t j = 0; j < width; ++j) d[j] = (g * d[j] - (xhat[j] * dot[j] + sum[j])) * rstd[j];
-    Write(d, width, dx + k * args.batch);
+    const float g = g_of[k];
+    const float b = b_of[k];
+    const T* x_row = x + k * columns;
+    const T* dy_row = dy + k * columns;
+    T* dx_row = dx + k * args.batch;
+    if (k + kRowsAhead < size) Prefetch(dx_row + kRowsAhead * args.batch, group.width);
+    BLOCKSPARSE_INDEPENDENT
+    for (int64_t j = 0; j < group.width; ++j) {
+      const float xhat = (ToFloat(x_row[j]) - mean[j]) * rstd[j];
+      const float d = PassedBy<kRelu>(ToFloat(dy_row[j]), xhat, g, b);
+      dx_row[j] = FromFloat<T>((g * d - (xhat * dot[j] + sum[j])) * rstd[j]);
+    }
   }
 }
 
 // ---- tasks --------------------------------------------------------------------------------------
 
-template <typename T>
-BLOCKSPARSE_INLINE void Normalize(const LayerNormArgs& args, int64_t begin, int64_t end) {
-  if (args.feature_axis == 1) return NormalizeRows<T>(args, begin, end);
-  for (int64_t index = begin; index < end; ++index) NormalizeTile<T>(args, index);
+// `index` is a row, or a group of columns and a segment of it.
+template <typename T, bool kRelu>
+BLOCKSPARSE_INLINE void WorkOn(const LayerNormArgs& args, int64_t index) {
+  if (args.feature_axis == 1) return NormalizeRow<T, kRelu>(args, index);
+  const int64_t columns = ColumnsOfGroup(args);
+  const int64_t first = index / args.segments * columns;
+  const int64_t width = std::min(columns, args.batch - first);
+  NormalizeGroup<T, kRelu>(args,
+                           Group{index % args.segments, first, width, RoundUp(width, kLanes)});
 }
 
 // `index` is a part of the samples and a segment of it.
-template <typename T>
-BLOCKSPARSE_INLINE void Gradients(const LayerNormGradArgs& args, int64_t index) {
+template <typename T, bool kRelu>
+BLOCKSPARSE_INLINE void WorkOn(const LayerNormGradArgs& args, int64_t index) {
   const int64_t size = args.features / args.segments;
   const int64_t segment = index % args.segments;
   const int64_t part = index / args.segments;
@@ -245,34 +316,40 @@ BLOCKSPARSE_INLINE void Gradients(const LayerNormGradArgs& args, int64_t index) 
   float* db = dg + args.features;
   std::fill(dg, dg + size, 0.f);
   std::fill(db, db + size, 0.f);
-  if (args.feature_axis == 1) return RowGradients<T>(args, segment, begin, end, dg, db);
-  for (int64_t n = begin; n < end; n += kTile)
-    TileGradients<T>(args, segment, n, std::min(kTile, end - n), dg, db);
+  if (args.feature_axis == 1) {
+    for (int64_t n = begin; n < end; ++n) RowGradients<T, kRelu>(args, segment, n, dg, db);
+    return;
+  }
+  const int64_t columns = ColumnsOfGroup(args);
+  for (int64_t n = begin; n < end; n += columns) {
+    const int64_t width = std::min(columns, end - n);
+    GroupGradients<T, kRelu>(args, Group{segment, n, width, RoundUp(width, kLanes)}, dg, db);
+  }
 }
 
-BLOCKSPARSE_FOR_EACH_CPU
-void NormalizeRange(const LayerNormArgs& args, int64_t begin, int64_t end) {
+template <typename T, class Args>
+BLOCKSPARSE_INLINE void WithRelu(const Args& args, int64_t index) {
+  if (args.relu) return WorkOn<T, true>(args, index);
+  WorkOn<T, false>(args, index);
+}
+
+template <class Args>
+BLOCKSPARSE_INLINE void WithType(const Args& args, int64_t index) {
   switch (args.dtype) {
     case DType::kFloat32:
-      return Normalize<float>(args, begin, end);
+      return WithRelu<float>(args, index);
     case DType::kFloat16:
-      return Normalize<Half>(args, begin, end);
+      return WithRelu<Half>(args, index);
     case DType::kBFloat16:
-      return Normalize<BFloat16>(args, begin, end);
+      return WithRelu<BFloat16>(args, index);
   }
 }
 
 BLOCKSPARSE_FOR_EACH_CPU
-void GradientsOfPart(const LayerNormGradArgs& args, int64_t index) {
-  switch (args.dtype) {
-    case DType::kFloat32:
-      return Gradients<float>(args, index);
-    case DType::kFloat16:
-      return Gradients<Half>(args, index);
-    case DType::kBFloat16:
-      return Gradients<BFloat16>(args, index);
-  }
-}
+void Normalize(const LayerNormArgs& args, int64_t index) { WithType(args, index); }
+
+BLOCKSPARSE_FOR_EACH_CPU
+void GradientsOfPart(const LayerNormGradArgs& args, int64_t index) { WithType(args, index); }
 
 }  // namespace
 
@@ -282,17 +359,20 @@ int64_t LayerNormGradCpuPartials(const LayerNormGradArgs& args) {
 
 Status LayerNormCpu(const LayerNormArgs& args, const ParallelFor& parallel_for) {
   const int64_t size = args.features / args.segments;
-  const int64_t samples = args.feature_axis == 1 ? 1 : kTile;  // of one index
+  const int64_t samples = args.feature_axis == 1 ? 1 : ColumnsOfGroup(args);  // of one index
   const int64_t total = (args.batch + samples - 1) / samples * args.segments;
-  parallel_for(total, samples * size * kForwardCycles,
-               [&](int64_t begin, int64_t end) { NormalizeRange(args, begin, end); });
+  parallel_for(total, std::min(samples, args.batch) * size * kForwardCycles,
+               [&](int64_t begin, int64_t end) {
+                 for (int64_t index = begin; index < end; ++index) Normalize(args, index);
+               });
   return Status();
 }
 
 Status LayerNormGradCpu(const LayerNormGradArgs& args, const ParallelFor& parallel_for) {
   const int64_t num_parts = LayerNormGradCpuPartials(args);
   const int64_t size = args.features / args.segments;
-  parallel_for(num_parts * args.segments, SamplesOfPart(args) * size * kGradCycles,
+  parallel_for(num_parts * args.segments,
+               std::min(SamplesOfPart(args), args.batch) * size * kGradCycles,
                [&](int64_t begin, int64_t end) {
                  for (int64_t index = begin; index < end; ++index) GradientsOfPart(args, index);
                });

@@ -1,194 +1,209 @@
-// The CPU side of lstm_gates.h: a few columns of a row at a time, in float32 buffers that vector
-// instructions work on. dbias is summed over fixed tiles of rows, then over the tiles, whatever the
-// number of threads.
+// The CPU side of lstm_gates.h: a span of a row in one loop that vector instructions work on, from
+// what is read to what is written. dbias is summed over fixed tiles of rows, then over the tiles,
+// whatever the number of threads.
 #include <algorithm>
-#include <vector>
 
 #include "src/kernels/common/cpu_math.h"
+#include "src/kernels/common/scratch.h"
 #include "src/kernels/lstm_gates.h"
 
 namespace blocksparse {
 namespace {
 
-constexpr int64_t kChunk = 64;     // columns
-constexpr int64_t kMaxTiles = 64;  // of rows; more than the threads that dbias is worth
-constexpr int64_t kCostOfElement = 12;
+// Columns whose part of dbias stays in the first-level cache.
+constexpr int64_t kLargestSpan = 1024;
+// A tile of rows with sums of its own: enough that adding up the tiles' sums counts little.
+constexpr int64_t kTileRows = 8;
+constexpr int64_t kMaxTiles = 64;
+constexpr int64_t kCostOfElement = 5;
+constexpr float kZeros[kLargestSpan] = {};  // of any type
 
 // Some columns of one row.
-struct Chunk {
+struct Span {
   int64_t row;
   int64_t column;
-  int64_t size;  // at most kChunk
+  int64_t size;
 };
 
-template <typename T>
-BLOCKSPARSE_INLINE void Read(const void* from, int64_t index, int64_t size, float* to) {
-  const T* values = static_cast<const T*>(from) + index;
-  for (int64_t i = 0; i < size; ++i) to[i] = ToFloat(values[i]);
+BLOCKSPARSE_INLINE int64_t IndexOf(const LstmGatesInputs& in, const Span& at) {
+  return at.row * in.width + at.column;
+}
+// In a gate's tensor.
+BLOCKSPARSE_INLINE int64_t GateIndexOf(const LstmGatesInputs& in, const Span& at) {
+  return at.row * in.gate_stride + at.column;
 }
 
-template <typename T>
-BLOCKSPARSE_INLINE void ReadOrZero(const void* from, int64_t index, int64_t size, float* to) {
-  if (from == nullptr) return std::fill(to, to + size, 0.f);
-  Read<T>(from, index, size, to);
-}
+// The four gates with their biases, of one element of a span.
+template <typename T, bool kHasBias>
+struct Gates {
+  const T* values[kNumGates];
+  const float* bias[kNumGates];
+  float shift[kNumGates] = {};
 
-template <typename T>
-BLOCKSPARSE_INLINE void Write(const float* from, int64_t size, void* to, int64_t index) {
-  T* values = static_cast<T*>(to) + index;
-  for (int64_t i = 0; i < size; ++i) values[i] = FromFloat<T>(from[i]);
-}
-
-// c and the gates with bias.
-template <typename T>
-struct Inputs {
-  float c[kChunk];
-  float gates[kNumGates][kChunk];
-
-  BLOCKSPARSE_INLINE Inputs(const LstmGatesInputs& in, const Chunk& at) {
-    Read<T>(in.c, at.row * in.width + at.column, at.size, c);
+  BLOCKSPARSE_INLINE Gates(const LstmGatesInputs& in, const Span& at) {
     for (int g = 0; g < kNumGates; ++g) {
-      Read<T>(in.gates[g], at.row * in.gate_stride + at.column, at.size, gates[g]);
-      const float shift = g == kForgetGate ? in.forget_bias : 0.f;
-      if (in.bias == nullptr) {
-        for (int64_t i = 0; i < at.size; ++i) gates[g][i] += shift;
-      } else {
-        const float* bias = in.bias + g * in.width + at.column;
-        for (int64_t i = 0; i < at.size; ++i) gates[g][i] += bias[i] + shift;
-      }
+      values[g] = static_cast<const T*>(in.gates[g]) + GateIndexOf(in, at);
+      bias[g] = kHasBias ? in.bias + g * in.width + at.column : nullptr;
     }
+    shift[kForgetGate] = in.forget_bias;
+  }
+  template <LstmGate kGate>
+  BLOCKSPARSE_INLINE float At(int64_t i) const {
+    const float value = ToFloat(values[kGate][i]);
+    return value + (kHasBias ? bias[kGate][i] + shift[kGate] : shift[kGate]);
   }
 };
 
-template <typename T>
-BLOCKSPARSE_INLINE void NextState(const LstmGatesArgs& args, const Chunk& at) {
-  const LstmGatesInputs& in = args.in;
-  const Inputs<T> inputs(in, at);
-  float c_next[kChunk];
-  float h_next[kChunk];
+template <typename T, bool kHasBias>
+BLOCKSPARSE_INLINE void NextState(const LstmGatesArgs& args, const Span& at) {
+  const Gates<T, kHasBias> gates(args.in, at);
+  const int64_t index = IndexOf(args.in, at);
+  const T* c = static_cast<const T*>(args.in.c) + index;
+  T* c_next = static_cast<T*>(args.c_next) + index;
+  T* h_next = static_cast<T*>(args.h_next) + index;
+  BLOCKSPARSE_INDEPENDENT
   for (int64_t i = 0; i < at.size; ++i) {
-    const float input = SigmoidOf(inputs.gates[kInputGate][i]).value;
-    const float forget = SigmoidOf(inputs.gates[kForgetGate][i]).value;
-    const float output = SigmoidOf(inputs.gates[kOutputGate][i]).value;
-    c_next[i] = forget * inputs.c[i] + input * Tanh(inputs.gates[kUpdate][i]);
-    h_next[i] = output * Tanh(c_next[i]);
+    const float input = SigmoidOf(gates.template At<kInputGate>(i)).value;
+    const float forget = SigmoidOf(gates.template At<kForgetGate>(i)).value;
+    const float output = SigmoidOf(gates.template At<kOutputGate>(i)).value;
+    const float update = Tanh(gates.template At<kUpdate>(i));
+    const float state = forget * ToFloat(c[i]) + input * update;
+    c_next[i] = FromFloat<T>(state);
+    h_next[i] = FromFloat<T>(output * Tanh(state));
   }
-  const int64_t index = at.row * in.width + at.column;
-  Write<T>(c_next, at.size, args.c_next, index);
-  Write<T>(h_next, at.size, args.h_next, index);
 }
 
-// Adds to dbias where that is not null.
-template <typename T>
-BLOCKSPARSE_INLINE void Gradients(const LstmGatesGradArgs& args, const Chunk& at, float* dbias) {
+// Adds to dbias, which starts at the span's column, where there are biases.
+template <typename T, bool kHasBias>
+BLOCKSPARSE_INLINE void Gradients(const LstmGatesGradArgs& args, const Span& at, float* dbias) {
   const LstmGatesInputs& in = args.in;
-  const int64_t index = at.row * in.width + at.column;
-  const Inputs<T> inputs(in, at);
-  float dc_next[kChunk];
-  float dh_next[kChunk];
-  ReadOrZero<T>(args.dc_next, index, at.size, dc_next);
-  ReadOrZero<T>(args.dh_next, index, at.size, dh_next);
-  float dc[kChunk];
-  float dgates[kNumGates][kChunk];
-  for (int64_t i = 0; i < at.size; ++i) {
-    const Sigmoid input = SigmoidOf(inputs.gates[kInputGate][i]);
-    const Sigmoid forget = SigmoidOf(inputs.gates[kForgetGate][i]);
-    const Sigmoid output = SigmoidOf(inputs.gates[kOutputGate][i]);
-    const float update = Tanh(inputs.gates[kUpdate][i]);
-    const float c = inputs.c[i];
-    const float h = Tanh(forget.value * c + input.value * update);
-    const float e = dc_next[i] + dh_next[i] * output.value * (1.f - h * h);
-    dc[i] = e * forget.value;
-    dgates[kInputGate][i] = e * update * input.slope;
-    dgates[kUpdate][i] = e * input.value * (1.f - update * update);
-    dgates[kForgetGate][i] = e * c * forget.slope;
-    dgates[kOutputGate][i] = dh_next[i] * h * output.slope;
-  }
-  Write<T>(dc, at.size, args.dc, index);
+  const Gates<T, kHasBias> gates(in, at);
+  const int64_t index = IndexOf(in, at);
+  const auto gradient_or_zeros = [&](const void* gradient) __attribute__((always_inline)) {
+    return gradient == nullptr ? reinterpret_cast<const T*>(kZeros)
+                               : static_cast<const T*>(gradient) + index;
+  };
+  const T* c = static_cast<const T*>(in.c) + index;
+  const T* dc_next = gradient_or_zeros(args.dc_next);
+  const T* dh_next = gradient_or_zeros(args.dh_next);
+  T* dc = static_cast<T*>(args.dc) + index;
+  T* dgates[kNumGates];
   for (int g = 0; g < kNumGates; ++g) {
-    Write<T>(dgates[g], at.size, args.dgates[g], at.row * in.gate_stride + at.column);
-    if (dbias == nullptr) continue;
-    float* sums = dbias + g * in.width + at.column;
-    for (int64_t i = 0; i < at.size; ++i) sums[i] += dgates[g][i];
+    dgates[g] = static_cast<T*>(args.dgates[g]) + GateIndexOf(in, at);
+  }
+  BLOCKSPARSE_INDEPENDENT
+  for (int64_t i = 0; i < at.size; ++i) {
+    const Sigmoid input = SigmoidOf(gates.template At<kInputGate>(i));
+    const Sigmoid forget = SigmoidOf(gates.template At<kForgetGate>(i));
+    const Sigmoid output = SigmoidOf(gates.template At<kOutputGate>(i));
+    const float update = Tanh(gates.template At<kUpdate>(i));
+    const float before = ToFloat(c[i]);
+    const float h = Tanh(forget.value * before + input.value * update);
+    const float dh = ToFloat(dh_next[i]);
+    const float e = ToFloat(dc_next[i]) + dh * output.value * (1.f - h * h);
+    const float results[kNumGates] = {
+        e * update * input.slope,
+        e * input.value * (1.f - update * update),
+        e * before * forget.slope,
+        dh * h * output.slope,
+    };
+    dc[i] = FromFloat<T>(e * forget.value);
+    dgates[kInputGate][i] = FromFloat<T>(results[kInputGate]);
+    dgates[kUpdate][i] = FromFloat<T>(results[kUpdate]);
+    dgates[kForgetGate][i] = FromFloat<T>(results[kForgetGate]);
+    dgates[kOutputGate][i] = FromFloat<T>(results[kOutputGate]);
+    if (!kHasBias) continue;
+    dbias[i] += results[kInputGate];
+    dbias[in.width + i] += results[kUpdate];
+    dbias[2 * in.width + i] += results[kForgetGate];
+    dbias[3 * in.width + i] += results[kOutputGate];
+  }
+}
+
+template <typename T>
+BLOCKSPARSE_INLINE void WorkOn(const LstmGatesArgs& args, const Span& at, float*) {
+  if (args.in.bias == nullptr) return NextState<T, false>(args, at);
+  NextState<T, true>(args, at);
+}
+template <typename T>
+BLOCKSPARSE_INLINE void WorkOn(const LstmGatesGradArgs& args, const Span& at, float* dbias) {
+  if (args.in.bias == nullptr) return Gradients<T, false>(args, at, nullptr);
+  Gradients<T, true>(args, at, dbias);
+}
+
+template <class Args>
+BLOCKSPARSE_INLINE void WithType(const Args& args, const Span& at, float* dbias) {
+  switch (args.in.dtype) {
+    case DType::kFloat32:
+      return WorkOn<float>(args, at, dbias);
+    case DType::kFloat16:
+      return WorkOn<Half>(args, at, dbias);
+    case DType::kBFloat16:
+      return WorkOn<BFloat16>(args, at, dbias);
   }
 }
 
 BLOCKSPARSE_FOR_EACH_CPU
-void NextStateOfChunk(const LstmGatesArgs& args, const Chunk& at) {
-  switch (args.in.dtype) {
-    case DType::kFloat32:
-      return NextState<float>(args, at);
-    case DType::kFloat16:
-      return NextState<Half>(args, at);
-    case DType::kBFloat16:
-      return NextState<BFloat16>(args, at);
-  }
-}
+void NextStateOfSpan(const LstmGatesArgs& args, const Span& at) { WithType(args, at, nullptr); }
 
 BLOCKSPARSE_FOR_EACH_CPU
-void GradientsOfChunk(const LstmGatesGradArgs& args, const Chunk& at, float* dbias) {
-  switch (args.in.dtype) {
-    case DType::kFloat32:
-      return Gradients<float>(args, at, dbias);
-    case DType::kFloat16:
-      return Gradients<Half>(args, at, dbias);
-    case DType::kBFloat16:
-      return Gradients<BFloat16>(args, at, dbias);
-  }
+void GradientsOfSpan(const LstmGatesGradArgs& args, const Span& at, float* dbias) {
+  WithType(args, at, dbias);
 }
 
-// Calls f(chunk) for the elements [begin, end) of all rows, one after another.
+// Calls f(span) for the elements of all rows, one after another.
 template <class F>
-void ForEachChunk(int64_t width, int64_t begin, int64_t end, F f) {
-  while (begin < end) {
-    const int64_t row = begin / width;
-    const int64_t column = begin % width;
-    const int64_t size = std::min({kChunk, width - column, end - begin});
-    f(Chunk{row, column, size});
-    begin += size;
-  }
+void ForEachSpan(const LstmGatesInputs& in, const ParallelFor& parallel_for, F f) {
+  parallel_for(in.rows * in.width, kCostOfElement, [&](int64_t begin, int64_t end) {
+    while (begin < end) {
+      const int64_t column = begin % in.width;
+      const int64_t size = std::min({kLargestSpan, in.width - column, end - begin});
+      f(Span{begin / in.width, column, size});
+      begin += size;
+    }
+  });
 }
 
+// A task is a tile of some rows of some columns.
 void GradientsAndBias(const LstmGatesGradArgs& args, const ParallelFor& parallel_for) {
   const LstmGatesInputs& in = args.in;
   const int64_t size = kNumGates * in.width;
-  const int64_t rows_per_tile = std::max<int64_t>((in.rows + kMaxTiles - 1) / kMaxTiles, 1);
-  const int64_t num_tiles = (in.rows + rows_per_tile - 1) / rows_per_tile;
-  std::vector<float> partials(num_tiles * size, 0.f);
-  parallel_for(
-      num_tiles, rows_per_tile * in.width * kCostOfElement, [&](int64_t begin, int64_t end) {
-        for (int64_t tile = begin; tile < end; ++tile) {
-          const int64_t row_end = std::min(in.rows, (tile + 1) * rows_per_tile);
-          ForEachChunk(
-              in.width, tile * rows_per_tile * in.width, row_end * in.width,
-              [&](const Chunk& at) { GradientsOfChunk(args, at, partials.data() + tile * size); });
-        }
-      });
+  const int64_t rows = std::max(kTileRows, (in.rows + kMaxTiles - 1) / kMaxTiles);
+  const int64_t num_tiles = (in.rows + rows - 1) / rows;
+  const int64_t num_spans = (in.width + kLargestSpan - 1) / kLargestSpan;
+  const Scratch partials(num_tiles * size);
+  const int64_t cost = std::min(rows, in.rows) * std::min(kLargestSpan, in.width) * kCostOfElement;
+  parallel_for(num_tiles * num_spans, cost, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t tile = task / num_spans;
+      const int64_t column = task % num_spans * kLargestSpan;
+      const int64_t columns = std::min(kLargestSpan, in.width - column);
+      float* sums = partials.data() + tile * size + column;
+      for (int g = 0; g < kNumGates; ++g) std::fill_n(sums + g * in.width, columns, 0.f);
+      for (int64_t row = tile * rows; row < std::min(in.rows, (tile + 1) * rows); ++row)
+        GradientsOfSpan(args, Span{row, column, columns}, sums);
+    }
+  });
   parallel_for(size, num_tiles, [&](int64_t begin, int64_t end) {
     std::fill(args.dbias + begin, args.dbias + end, 0.f);
     for (int64_t tile = 0; tile < num_tiles; ++tile)
-      for (int64_t j = begin; j < end; ++j) args.dbias[j] += partials[tile * size + j];
+      for (int64_t j = begin; j < end; ++j) args.dbias[j] += partials.data()[tile * size + j];
   });
 }
 
 }  // namespace
 
 Status LstmGatesCpu(const LstmGatesArgs& args, const ParallelFor& parallel_for) {
-  parallel_for(args.in.rows * args.in.width, kCostOfElement, [&](int64_t begin, int64_t end) {
-    ForEachChunk(args.in.width, begin, end, [&](const Chunk& at) { NextStateOfChunk(args, at); });
-  });
+  ForEachSpan(args.in, parallel_for, [&](const Span& at) { NextStateOfSpan(args, at); });
   return Status();
 }
 
 Status LstmGatesGradCpu(const LstmGatesGradArgs& args, const ParallelFor& parallel_for) {
   if (args.dbias != nullptr) {
     GradientsAndBias(args, parallel_for);
-    return Status();
+  } else {
+    ForEachSpan(args.in, parallel_for, [&](const Span& at) { GradientsOfSpan(args, at, nullptr); });
   }
-  parallel_for(args.in.rows * args.in.width, kCostOfElement, [&](int64_t begin, int64_t end) {
-    ForEachChunk(args.in.width, begin, end,
-                 [&](const Chunk& at) { GradientsOfChunk(args, at, nullptr); });
-  });
   return Status();
 }
 
