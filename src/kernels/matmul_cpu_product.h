@@ -177,8 +177,7 @@ class Product {
   void Multiply(const ProductRange& range) {
     if (job_.has_sample_lanes) {
       for (int64_t n = range.first_sample; n < range.last_sample; n += kOuterLanes)
-        for (int i = 0; i < num_slices_; ++i)
-          MultiplyLanePanels<Math>(slices_[i], n, range.last_sample);
+        MultiplyLanePanels<Math>(n, Min(range.last_sample - n, kOuterLanes));
       return;
     }
     if (width_ <= kLanes) {
@@ -231,18 +230,38 @@ class Product {
     }
   }
 
-  // Samples in lanes.
+  // Samples in lanes. Outputs that share cache lines of y are stored together.
   template <class Math>
-  void MultiplyLanePanels(const Slice& slice, int64_t n, int64_t last_sample) {
-    const int64_t samples = Min(last_sample - n, kOuterLanes);
-    float buffer[kWords * kOuterLanes];
+  void MultiplyLanePanels(int64_t n, int64_t samples) {
+    constexpr int64_t kLineOutputs = kLineBytes / sizeof(T);
+    float buffer[kLineOutputs * kOuterLanes];
+    int64_t first = slices_[0].first_output;
+    const int64_t end = slices_[num_slices_ - 1].first_output + width_;
+    for (int i = 0; i < num_slices_; ++i) {
+      for (int64_t j = 0; j < width_; j += kWords) {
+        const int64_t output = slices_[i].first_output + j;
+        // What will be written arrives meanwhile.
+        if (job_.feature_axis == 1 && output == first)
+          for (int64_t s = 0; s < samples; ++s) __builtin_prefetch(OutputAt(n + s, output), 1);
+        MultiplyLaneTile<Math>(slices_[i], j, n, samples, buffer + (output - first) * kOuterLanes);
+        if ((output + kWords) % kLineOutputs != 0 && output + kWords < end) continue;
+        StoreTiles(buffer, first, output + kWords, n, samples);
+        first = output + kWords;
+      }
+    }
+  }
+
+  // Outputs [j, j + 8) of a slice: to[output][sample].
+  template <class Math>
+  void MultiplyLaneTile(const Slice& slice, int64_t j, int64_t n, int64_t samples, float* to) {
     OuterTile tile = {};
     tile.steps = slice.steps;
     tile.num_steps = slice.num_steps;
     tile.depth = depth_;
-    for (int v = 0; v < kOuterVecs; ++v)
+    for (int v = 0; v < kOuterVecs; ++v) {
       tile.strips[v] = job_.x + (n / kLanes + v) * job_.panel_words;
-    for (int v = 0; v < kOuterVecs; ++v) tile.to[v] = buffer + v * kLanes;
+      tile.to[v] = to + v * kLanes;
+    }
     tile.to_stride = kOuterLanes;
     tile.w_row_stride = 1;
     tile.w_depth_stride = kWords;
@@ -255,14 +274,16 @@ class Product {
       tile.w_depth_stride = job_.block_size;
       w_strip_words = kWords;
     }
-    for (int64_t j = 0; j < width_; j += kWords, tile.w_offset += w_strip_words) {
-      // What will be written arrives meanwhile.
-      if (job_.feature_axis == 1)
-        for (int64_t i = 0; i < samples; ++i)
-          __builtin_prefetch(OutputAt(n + i, slice.first_output + j), 1);
-      RunOuter<Math>(tile, samples);
-      for (int64_t i = 0; i < samples; i += kWords)
-        StoreTile(buffer + i, slice.first_output + j, n + i, Min(samples - i, kWords));
+    tile.w_offset = j / kWords * w_strip_words;
+    RunOuter<Math>(tile, samples);
+  }
+
+  // Outputs [first, end) of samples [n, n + samples).
+  void StoreTiles(const float* from, int64_t first, int64_t end, int64_t n, int64_t samples) {
+    for (int64_t i = 0; i < samples; i += kWords) {
+      const float* tile = from + i;
+      for (int64_t output = first; output < end; output += kWords, tile += kWords * kOuterLanes)
+        StoreTile(tile, output, n + i, Min(samples - i, kWords));
     }
   }
 
