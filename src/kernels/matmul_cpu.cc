@@ -21,6 +21,7 @@ namespace blocksparse {
 namespace {
 
 constexpr int64_t kChunkWords = int64_t{1} << 21;  // packed activations: 8 MiB
+constexpr int64_t kDwChunkWords = int64_t{1} << 19;
 constexpr int64_t kLeastChunk = 256;               // samples of a chunk
 // The same of a chunk that a thread has for itself.
 constexpr int64_t kOwnChunkWords = int64_t{1} << 17;
@@ -344,7 +345,7 @@ Status MatmulDwCpu(const MatmulDwArgs& args, const ParallelFor& parallel_for) {
   for (int p = 0; p < args.num_pairs; ++p) batch += words_of(args.pairs[p].batch) * samples_of_word;
   const int64_t most =
       words_of(SamplesOfChunk(batch, CeilDiv(in_features + out_features, samples_of_word),
-                              samples_of_word, kChunkWords, kLeastChunk));
+                              samples_of_word, kDwChunkWords, kLeastChunk));
   std::vector<std::vector<Run>> chunks(1);
   int64_t free_words = most;
   for (int p = 0; p < args.num_pairs; ++p) {

@@ -61,20 +61,20 @@ inline void AddProducts(const float* value, const Vec* row, Vec* sums) {
 }
 
 // to[r][..] = sum over steps s, strips i and words d of x[s.x + i x_stride + 8 r + d] times
-// row 8 i + d of s.w; if kIsInterleaved, of pairs of rows of bfloat16.
+// row 8 i + d of s.w, rounded to To; if kIsInterleaved, of pairs of rows of bfloat16.
 struct RowsTile {
   const ProductStep* steps;
   int64_t num_steps;
   const float* x;
   int64_t x_stride;
   int num_strips;    // of a block
-  int64_t w_offset;  // of the vectors in a row of W
+  int64_t w_offset;  // of the vectors in a row of W, and of `to`
   int64_t w_stride;
-  float* to;
+  void* to;
   int64_t to_stride;
 };
 
-template <class Math, bool kIsInterleaved, int kRows, int kVecs>
+template <class Math, typename To, bool kIsInterleaved, int kRows, int kVecs>
 void RowsKernel(const RowsTile& tile) {
   Vec sums[kRows][kVecs];
   BLOCKSPARSE_UNROLL for (int r = 0; r < kRows; ++r)
@@ -103,18 +103,19 @@ void RowsKernel(const RowsTile& tile) {
       }
     }
   }
+  To* to = static_cast<To*>(tile.to) + tile.w_offset;
   BLOCKSPARSE_UNROLL for (int r = 0; r < kRows; ++r)
       BLOCKSPARSE_UNROLL for (int v = 0; v < kVecs; ++v)
-          StoreVec(tile.to + r * tile.to_stride + v * kLanes, sums[r][v]);
+          Round(to + r * tile.to_stride + v * kLanes, sums[r][v]);
 }
 
 // Runs RowsKernel with the right number of rows.
-template <class Math, bool kIsInterleaved, int kVecs, int kRows = RowsFor(kVecs)>
+template <class Math, typename To, bool kIsInterleaved, int kVecs, int kRows = RowsFor(kVecs)>
 void RunRows(int rows, const RowsTile& tile) {
   if constexpr (kRows > 1) {
-    if (rows < kRows) return RunRows<Math, kIsInterleaved, kVecs, kRows - 1>(rows, tile);
+    if (rows < kRows) return RunRows<Math, To, kIsInterleaved, kVecs, kRows - 1>(rows, tile);
   }
-  RowsKernel<Math, kIsInterleaved, kRows, kVecs>(tile);
+  RowsKernel<Math, To, kIsInterleaved, kRows, kVecs>(tile);
 }
 
 // A vector whose lanes lie in kParts places.
@@ -129,10 +130,9 @@ inline void StoreParts(float* const* to, int64_t offset, Vec value) {
 // The same, rounded.
 template <int kParts, typename To>
 inline void RoundParts(void* const* to, int64_t offset, Vec value) {
-  BLOCKSPARSE_UNROLL for (int i = 0; i < kStripsOfVec; ++i) {
-    To* row = static_cast<To*>(to[i * kParts / kStripsOfVec]) + offset;
-    Store8(row + (kParts == 1 ? i * kWords : 0), PartOf(value, i));
-  }
+  if constexpr (kParts == 1) return Round(static_cast<To*>(to[0]) + offset, value);
+  BLOCKSPARSE_UNROLL for (int i = 0; i < kParts; ++i)
+      Store8(static_cast<To*>(to[i]) + offset, PartOf(value, i));
 }
 
 // to[r][lane] = sum over steps s and words d < depth of

@@ -202,7 +202,6 @@ class Product {
     for (int r = 0; r < rows; ++r)
       for (int64_t j = 0; j < width_; j += kLineBytes / sizeof(T))
         __builtin_prefetch(y + r * job_.y_stride + j, 1);
-    float buffer[kMostRows * kSliceWidth];
     RowsTile tile = {};
     tile.steps = slice.steps;
     tile.num_steps = slice.num_steps;
@@ -210,23 +209,14 @@ class Product {
     tile.x_stride = job_.panel * kWords;
     tile.num_strips = depth_ / kWords;
     tile.w_stride = slice.is_in_place ? job_.block_size : width_;
-    tile.to = buffer;
-    tile.to_stride = kSliceWidth;
-    if constexpr (sizeof(T) == sizeof(float)) {
-      tile.to = y;
-      tile.to_stride = job_.y_stride;
-    }
-    for (; tile.w_offset < width_; tile.w_offset += kVecs * kLanes, tile.to += kVecs * kLanes) {
+    tile.to = y;
+    tile.to_stride = job_.y_stride;
+    for (; tile.w_offset < width_; tile.w_offset += kVecs * kLanes) {
       if (Math::kIsPairs && slice.is_in_place) {
-        RunRows<Math, Math::kIsPairs, kVecs>(rows, tile);
+        RunRows<Math, T, Math::kIsPairs, kVecs>(rows, tile);
       } else {
-        RunRows<Math, false, kVecs>(rows, tile);
+        RunRows<Math, T, false, kVecs>(rows, tile);
       }
-    }
-    if constexpr (sizeof(T) != sizeof(float)) {
-      for (int r = 0; r < rows; ++r)
-        for (int j = 0; j < width_; j += kWords)
-          Store8(y + r * job_.y_stride + j, LoadWords(buffer + r * kSliceWidth + j));
     }
   }
 

@@ -32,6 +32,22 @@ inline Words PartOf(Vec value, int part) {
   return part == 0 ? _mm512_castps512_ps256(value) : _mm512_extractf32x8_ps(value, 1);
 }
 
+// Rounded as Store8 does it.
+inline void Round(float* to, Vec value) { StoreVec(to, value); }
+inline void Round(Half* to, Vec value) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
+                      _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+inline void Round(BFloat16* to, Vec value) {
+#ifdef BLOCKSPARSE_PAIRS
+  const __m256i rounded = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(value));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), rounded);
+#else
+  Store8(to, PartOf(value, 0));
+  Store8(to + kWords, PartOf(value, 1));
+#endif
+}
+
 struct FloatMath {
   static constexpr bool kIsPairs = false;
   static Vec MulAdd(Vec a, Vec b, Vec sum) { return _mm512_fmadd_ps(a, b, sum); }

@@ -69,6 +69,10 @@ inline Words PartOf(Vec value, int) {
 }
 
 template <typename T>
+inline void Round(T* to, Vec value) {
+  Store8(to, PartOf(value, 0));
+}
+template <typename T>
 inline Words Load8(const T* from) {
   Words words;
   for (int i = 0; i < kWords; ++i) words.word[i] = ToFloat(from[i]);
