@@ -28,6 +28,8 @@ constexpr int64_t kOwnChunkWords = int64_t{1} << 17;
 constexpr int64_t kLeastOwnChunk = 128;
 constexpr int64_t kWeightWords = int64_t{1}
                                  << 16;  // packed weights: 256 KiB of a second-level cache
+// Results from this size on go past the caches, which could not keep them for those who read them.
+constexpr int64_t kStreamBytes = int64_t{1} << 23;
 constexpr int64_t kStepsAtOnce = 1024;
 constexpr int64_t kLeastJobs = 16;      // so that a few threads share evenly
 constexpr int64_t kLeastPart = 56;      // samples that are worth packing the weights again
@@ -225,6 +227,7 @@ Status MatmulCpu(const MatmulArgs& args, const ParallelFor& parallel_for) {
   job.w = args.w;
   job.gate = args.gate;
   job.y_stride = feature_axis == 1 ? out_features : args.batch;
+  job.is_streamed = args.batch * out_features * SizeOf(args.dtype) >= kStreamBytes;
 
   const int64_t words = job.has_pairs ? in_features / 2 : in_features;  // of a sample
   const int64_t most_rows = job.has_sample_lanes
@@ -375,6 +378,7 @@ Status MatmulDwCpu(const MatmulDwArgs& args, const ParallelFor& parallel_for) {
   job.starts = starts.data();
   job.gate = args.gate;
   job.dw = args.dw;
+  job.is_streamed = layout.num_blocks * block_words * SizeOf(args.dw_dtype) >= kStreamBytes;
   const bool is_float = args.dw_dtype == DType::kFloat32;
   const bool needs_sums = chunks.size() > 1 && !is_float;
   const Scratch sums(needs_sums ? layout.num_blocks * block_words : 0);

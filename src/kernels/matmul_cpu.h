@@ -76,6 +76,7 @@ struct ProductJob {
   int64_t panel_words;
   void* y;           // at the chunk's first sample
   int64_t y_stride;  // in elements, from one row of y to the next
+  bool is_streamed;  // y, where its cache lines are written whole, goes past the caches
 };
 
 // Slices [begin, end) of the result, min(block_size, kSliceWidth) outputs each, for samples
@@ -113,6 +114,7 @@ struct DwJob {
   int64_t depth;  // rows of the strips that hold samples
   float* sums;    // float32[num_blocks, B, B]: dw itself, or what is rounded at last; or null
   void* dw;
+  bool is_streamed;  // as above
 };
 
 // The kernels of one level.

@@ -71,6 +71,9 @@ class DwRow {
     int64_t done = 0;
     do {
       const bool is_last = job_.is_last && done + kDepth >= job_.depth;
+      tile.is_streamed = job_.is_streamed && is_last && num_parts_ == kMostParts &&
+                         (job_.dw_dtype != DType::kFloat32 || !tile.is_added) &&
+                         reinterpret_cast<uintptr_t>(job_.dw) % kLineBytes == 0;
       if (!is_last || job_.dw_dtype == DType::kFloat32) {
         SumRun<Math, float>(tile, done);
       } else if (job_.dw_dtype == DType::kFloat16) {
@@ -137,8 +140,12 @@ void SumRows(const DwJob& job, int64_t begin, int64_t end) {
 }
 
 void RunDw(const DwJob& job, int64_t begin, int64_t end) {
-  return job.block_size < kLanes ? SumRows<kWords>(job, begin, end)
-                                 : SumRows<kLanes>(job, begin, end);
+  if (job.block_size < kLanes) {
+    SumRows<kWords>(job, begin, end);
+  } else {
+    SumRows<kLanes>(job, begin, end);
+  }
+  if (job.is_streamed) FenceStreams();
 }
 
 }  // namespace

@@ -47,6 +47,20 @@ constexpr int kOuterVecs = kRegisters >= 16 ? 2 : 1;
 constexpr int kOuterLanes = kOuterVecs * kLanes;
 constexpr int kOuterStrips = kOuterVecs * kStripsOfVec;
 
+// Rounds to `to`, past the caches.
+template <typename To>
+inline void Stream(To* to, Vec value) {
+  alignas(kLineBytes) To rounded[kLanes];
+  Round(rounded, value);
+  StreamBytes<sizeof rounded>(to, rounded);
+}
+
+// Whether rows that start at `to`, `stride` elements apart, are made of whole cache lines.
+template <typename To>
+inline bool HasLines(const To* to, int64_t stride) {
+  return (reinterpret_cast<uintptr_t>(to) | stride * sizeof(To)) % kLineBytes == 0;
+}
+
 // sums += *value row.
 template <class Math, int kVecs, bool kIsTight>
 inline void AddProducts(const float* value, const Vec* row, Vec* sums) {
@@ -72,6 +86,7 @@ struct RowsTile {
   int64_t w_stride;
   void* to;
   int64_t to_stride;
+  bool is_streamed;
 };
 
 template <class Math, typename To, bool kIsInterleaved, int kRows, int kVecs>
@@ -104,6 +119,12 @@ void RowsKernel(const RowsTile& tile) {
     }
   }
   To* to = static_cast<To*>(tile.to) + tile.w_offset;
+  if (tile.is_streamed) {
+    BLOCKSPARSE_UNROLL for (int r = 0; r < kRows; ++r)
+        BLOCKSPARSE_UNROLL for (int v = 0; v < kVecs; ++v)
+            Stream(to + r * tile.to_stride + v * kLanes, sums[r][v]);
+    return;
+  }
   BLOCKSPARSE_UNROLL for (int r = 0; r < kRows; ++r)
       BLOCKSPARSE_UNROLL for (int v = 0; v < kVecs; ++v)
           Round(to + r * tile.to_stride + v * kLanes, sums[r][v]);
@@ -135,6 +156,17 @@ inline void RoundParts(void* const* to, int64_t offset, Vec value) {
       Store8(static_cast<To*>(to[i]) + offset, PartOf(value, i));
 }
 
+// The same past the caches.
+template <int kParts, typename To>
+inline void StreamParts(void* const* to, int64_t offset, Vec value) {
+  if constexpr (kParts == 1) return Stream(static_cast<To*>(to[0]) + offset, value);
+  BLOCKSPARSE_UNROLL for (int i = 0; i < kParts; ++i) {
+    To rounded[kWords];
+    Store8(rounded, PartOf(value, i));
+    StreamBytes<sizeof rounded>(static_cast<To*>(to[i]) + offset, rounded);
+  }
+}
+
 // to[r][lane] = sum over steps s and words d < depth of
 //   s.w[w_offset + w_depth_stride d + w_row_stride r] times
 //   word s.x + kRowWords d + lane % kRowWords of strip lane / kRowWords,
@@ -153,6 +185,7 @@ struct OuterTile {
   int64_t to_stride;
   void* rounded[kOuterStrips];
   int64_t rounded_stride;  // in elements
+  bool is_streamed;
 };
 
 // kIsPrefetching: asks for the operands of the step after next.
@@ -191,7 +224,9 @@ void OuterKernel(const OuterTile& tile) {
   }
   BLOCKSPARSE_UNROLL for (int r = 0; r < kOuterRows; ++r)
       BLOCKSPARSE_UNROLL for (int v = 0; v < kVecs; ++v) {
-    if constexpr (sizeof(To) == sizeof(float)) {
+    if (tile.is_streamed) {
+      StreamParts<kParts, To>(tile.rounded + v * kParts, r * tile.rounded_stride, sums[r][v]);
+    } else if constexpr (sizeof(To) == sizeof(float)) {
       StoreParts<kParts>(tile.to + v * kParts, r * tile.to_stride, sums[r][v]);
     } else {
       RoundParts<kParts, To>(tile.rounded + v * kParts, r * tile.rounded_stride, sums[r][v]);

@@ -43,7 +43,8 @@ class Product {
       : job_(job),
         scratch_(scratch),
         width_(job.block_size < kSliceWidth ? job.block_size : kSliceWidth),
-        depth_(job.has_pairs ? job.block_size / 2 : job.block_size) {}
+        depth_(job.has_pairs ? job.block_size / 2 : job.block_size),
+        is_streamed_(job.is_streamed && HasLines(static_cast<const T*>(job.y), job.y_stride)) {}
 
   void Run(const ProductRange& range) {
     const int64_t samples = range.last_sample - range.first_sample;
@@ -62,9 +63,12 @@ class Product {
         Multiply<FloatMath>(range);
       }
     }
+    if (is_streamed_) FenceStreams();
   }
 
  private:
+  static constexpr int64_t kLineOutputs = kLineBytes / sizeof(T);
+
   EntryRange EntriesOf(int64_t index) const {
     return ColumnEntries(job_.direction, job_.num_blocks, index / (job_.block_size / width_));
   }
@@ -199,8 +203,10 @@ class Product {
   template <class Math, int kVecs>
   void MultiplyRowPanel(const Slice& slice, int64_t n, int rows) {
     T* y = OutputAt(n, slice.first_output);
-    for (int r = 0; r < rows; ++r)
-      for (int64_t j = 0; j < width_; j += kLineBytes / sizeof(T))
+    const bool is_streamed = is_streamed_ && width_ % kLineOutputs == 0;
+    // What will be written arrives meanwhile.
+    for (int r = 0; r < rows && !is_streamed; ++r)
+      for (int64_t j = 0; j < width_; j += kLineOutputs)
         __builtin_prefetch(y + r * job_.y_stride + j, 1);
     RowsTile tile = {};
     tile.steps = slice.steps;
@@ -211,6 +217,7 @@ class Product {
     tile.w_stride = slice.is_in_place ? job_.block_size : width_;
     tile.to = y;
     tile.to_stride = job_.y_stride;
+    tile.is_streamed = is_streamed;
     for (; tile.w_offset < width_; tile.w_offset += kVecs * kLanes) {
       if (Math::kIsPairs && slice.is_in_place) {
         RunRows<Math, T, Math::kIsPairs, kVecs>(rows, tile);
@@ -223,15 +230,13 @@ class Product {
   // Samples in lanes. Outputs that share cache lines of y are stored together.
   template <class Math>
   void MultiplyLanePanels(int64_t n, int64_t samples) {
-    constexpr int64_t kLineOutputs = kLineBytes / sizeof(T);
     float buffer[kLineOutputs * kOuterLanes];
     int64_t first = slices_[0].first_output;
     const int64_t end = slices_[num_slices_ - 1].first_output + width_;
     for (int i = 0; i < num_slices_; ++i) {
       for (int64_t j = 0; j < width_; j += kWords) {
         const int64_t output = slices_[i].first_output + j;
-        // What will be written arrives meanwhile.
-        if (job_.feature_axis == 1 && output == first)
+        if (job_.feature_axis == 1 && output == first && !is_streamed_)
           for (int64_t s = 0; s < samples; ++s) __builtin_prefetch(OutputAt(n + s, output), 1);
         MultiplyLaneTile<Math>(slices_[i], j, n, samples, buffer + (output - first) * kOuterLanes);
         if ((output + kWords) % kLineOutputs != 0 && output + kWords < end) continue;
@@ -270,11 +275,30 @@ class Product {
 
   // Outputs [first, end) of samples [n, n + samples).
   void StoreTiles(const float* from, int64_t first, int64_t end, int64_t n, int64_t samples) {
+    const bool is_streamed =
+        is_streamed_ && job_.feature_axis == 1 && end - first == kLineOutputs;
     for (int64_t i = 0; i < samples; i += kWords) {
       const float* tile = from + i;
+      if (is_streamed) {
+        StreamLines(tile, first, n + i, Min(samples - i, kWords));
+        continue;
+      }
       for (int64_t output = first; output < end; output += kWords, tile += kWords * kOuterLanes)
         StoreTile(tile, output, n + i, Min(samples - i, kWords));
     }
+  }
+
+  // A cache line of outputs of up to eight samples.
+  void StreamLines(const float* from, int64_t output, int64_t n, int64_t samples) {
+    T lines[kWords * kLineOutputs];
+    for (int64_t j = 0; j < kLineOutputs; j += kWords, from += kWords * kOuterLanes) {
+      Words tile[kWords];
+      for (int i = 0; i < kWords; ++i) tile[i] = LoadWords(from + i * kOuterLanes);
+      Transpose8(tile);
+      for (int i = 0; i < kWords; ++i) Store8(lines + i * kLineOutputs + j, tile[i]);
+    }
+    for (int64_t i = 0; i < samples; ++i)
+      StreamBytes<kLineBytes>(OutputAt(n + i, output), lines + i * kLineOutputs);
   }
 
   // Eight outputs of up to eight samples.
@@ -300,6 +324,7 @@ class Product {
   const ProductScratch& scratch_;
   const int width_;
   const int depth_;  // words of a block along the sum
+  const bool is_streamed_;
   Slice slices_[kMostSlices];
   int num_slices_;
   int64_t num_words_;

@@ -82,6 +82,11 @@ template <typename T>
 inline void Store8(T* to, Words words) {
   for (int i = 0; i < kWords; ++i) to[i] = FromFloat<T>(words.word[i]);
 }
+template <int kBytes>
+inline void StreamBytes(void* to, const void* from) {
+  std::memcpy(to, from, kBytes);
+}
+inline void FenceStreams() {}
 inline void Transpose8(Words* rows) {
   for (int i = 0; i < kWords; ++i)
     for (int j = 0; j < i; ++j) std::swap(rows[i].word[j], rows[j].word[i]);
