@@ -171,7 +171,8 @@ inline void StreamParts(void* const* to, int64_t offset, Vec value) {
 //   s.w[w_offset + w_depth_stride d + w_row_stride r] times
 //   word s.x + kRowWords d + lane % kRowWords of strip lane / kRowWords,
 // and, if is_added, what was there. Lanes [kRowWords i, kRowWords (i + 1)) of row r are
-// to[i] + to_stride r. If To is not float the result goes to rounded[i] + rounded_stride r instead.
+// to[i] + to_stride (first_row + r). If To is not float, or is_streamed, the result goes to
+// rounded[i] + rounded_stride (first_row + r) instead.
 struct OuterTile {
   const ProductStep* steps;
   int64_t num_steps;
@@ -181,6 +182,7 @@ struct OuterTile {
   int w_row_stride;                   // 1, or a block's row in words
   const float* strips[kOuterStrips];  // kRowWords wide: kStripWords or kLanes
   bool is_added;
+  int64_t first_row;  // of `to` and `rounded`
   float* to[kOuterStrips];
   int64_t to_stride;
   void* rounded[kOuterStrips];
@@ -188,21 +190,25 @@ struct OuterTile {
   bool is_streamed;
 };
 
-// kIsPrefetching: asks for the operands of the step after next.
+// Rows [row, row + kOuterRows). kIsPrefetching: asks for the operands of the step after next.
 template <class Math, typename To, int kRowWords, int kVecs, int kRowStride, bool kIsPrefetching>
-void OuterKernel(const OuterTile& tile) {
+void OuterKernel(const OuterTile& tile, int row) {
   constexpr int kParts = kLanes / kRowWords;  // of a vector
+  const int64_t w_offset = tile.w_offset + row * kRowStride;
+  const int64_t to_row = (tile.first_row + row) * tile.to_stride;
+  const int64_t rounded_row = (tile.first_row + row) * tile.rounded_stride;
   Vec sums[kOuterRows][kVecs];
   BLOCKSPARSE_UNROLL for (int r = 0; r < kOuterRows; ++r)
       BLOCKSPARSE_UNROLL for (int v = 0; v < kVecs; ++v) sums[r][v] =
-          tile.is_added ? LoadParts<kParts>(tile.to + v * kParts, r * tile.to_stride) : ZeroVec();
+          tile.is_added ? LoadParts<kParts>(tile.to + v * kParts, to_row + r * tile.to_stride)
+                        : ZeroVec();
   for (int64_t s = 0; s < tile.num_steps; ++s) {
-    const float* w = tile.steps[s].w + tile.w_offset;
+    const float* w = tile.steps[s].w + w_offset;
     int64_t x = tile.steps[s].x;
     const float* next_w = nullptr;
     int64_t to_next_x = 0;
     if constexpr (kIsPrefetching) {
-      next_w = tile.steps[s + kStepsAhead].w + tile.w_offset;
+      next_w = tile.steps[s + kStepsAhead].w + w_offset;
       to_next_x = tile.steps[s + kStepsAhead].x - x;
     }
 #pragma GCC unroll 4
@@ -225,31 +231,25 @@ void OuterKernel(const OuterTile& tile) {
   BLOCKSPARSE_UNROLL for (int r = 0; r < kOuterRows; ++r)
       BLOCKSPARSE_UNROLL for (int v = 0; v < kVecs; ++v) {
     if (tile.is_streamed) {
-      StreamParts<kParts, To>(tile.rounded + v * kParts, r * tile.rounded_stride, sums[r][v]);
+      StreamParts<kParts, To>(tile.rounded + v * kParts, rounded_row + r * tile.rounded_stride,
+                              sums[r][v]);
     } else if constexpr (sizeof(To) == sizeof(float)) {
-      StoreParts<kParts>(tile.to + v * kParts, r * tile.to_stride, sums[r][v]);
+      StoreParts<kParts>(tile.to + v * kParts, to_row + r * tile.to_stride, sums[r][v]);
     } else {
-      RoundParts<kParts, To>(tile.rounded + v * kParts, r * tile.rounded_stride, sums[r][v]);
+      RoundParts<kParts, To>(tile.rounded + v * kParts, rounded_row + r * tile.rounded_stride,
+                             sums[r][v]);
     }
   }
 }
 
 template <class Math, typename To, int kRowWords, int kRowStride, bool kIsPrefetching>
 void RunOuterRows(const OuterTile& tile, int64_t num_lanes) {
-  const auto run = [num_lanes](const OuterTile& rows) {
+  for (int row = 0; row < kWords; row += kOuterRows) {
     if (num_lanes > kLanes) {
-      OuterKernel<Math, To, kRowWords, kOuterVecs, kRowStride, kIsPrefetching>(rows);
+      OuterKernel<Math, To, kRowWords, kOuterVecs, kRowStride, kIsPrefetching>(tile, row);
     } else {
-      OuterKernel<Math, To, kRowWords, 1, kRowStride, kIsPrefetching>(rows);
+      OuterKernel<Math, To, kRowWords, 1, kRowStride, kIsPrefetching>(tile, row);
     }
-  };
-  if constexpr (kOuterRows == kWords) return run(tile);
-  OuterTile rows = tile;
-  for (int r = 0; r < kWords; r += kOuterRows) {
-    run(rows);
-    rows.w_offset += kOuterRows * kRowStride;
-    for (float*& to : rows.to) to += kOuterRows * tile.to_stride;
-    for (void*& to : rows.rounded) to = static_cast<To*>(to) + kOuterRows * tile.rounded_stride;
   }
 }
 

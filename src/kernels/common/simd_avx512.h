@@ -19,8 +19,9 @@ inline Vec Broadcast(const float* from) { return _mm512_set1_ps(*from); }
 
 // The lanes from and to kLanes / 8 places, eight each.
 inline Vec GatherVec(const float* const* from, int64_t offset) {
-  return _mm512_insertf32x8(_mm512_castps256_ps512(_mm256_loadu_ps(from[0] + offset)),
-                            _mm256_loadu_ps(from[1] + offset), 1);
+  // A load under a mask costs no shuffle.
+  return _mm512_mask_loadu_ps(_mm512_castps256_ps512(_mm256_loadu_ps(from[0] + offset)), 0xff00,
+                              from[1] + offset - kWords);
 }
 
 inline void ScatterVec(float* const* to, int64_t offset, Vec value) {
