@@ -231,46 +231,36 @@ class Product {
   template <class Math>
   void MultiplyLanePanels(int64_t n, int64_t samples) {
     float buffer[kLineOutputs * kOuterLanes];
+    OuterTile tile = {};
+    tile.depth = depth_;
+    tile.to_stride = kOuterLanes;
+    for (int v = 0; v < kOuterVecs; ++v)
+      tile.strips[v] = job_.x + (n / kLanes + v) * job_.panel_words;
     int64_t first = slices_[0].first_output;
     const int64_t end = slices_[num_slices_ - 1].first_output + width_;
     for (int i = 0; i < num_slices_; ++i) {
-      for (int64_t j = 0; j < width_; j += kWords) {
-        const int64_t output = slices_[i].first_output + j;
+      const Slice& slice = slices_[i];
+      tile.steps = slice.steps;
+      tile.num_steps = slice.num_steps;
+      tile.w_row_stride = slice.is_in_place && job_.is_dx ? depth_ : 1;
+      tile.w_depth_stride = !slice.is_in_place ? kWords : job_.is_dx ? 1 : job_.block_size;
+      // From eight outputs to the next.
+      const int64_t w_strip_words = !slice.is_in_place ? slice.num_steps * depth_ * kWords
+                                    : job_.is_dx       ? depth_ * kWords
+                                                       : kWords;
+      tile.w_offset = 0;
+      for (int64_t output = slice.first_output; output < slice.first_output + width_;
+           output += kWords, tile.w_offset += w_strip_words) {
         if (job_.feature_axis == 1 && output == first && !is_streamed_)
           for (int64_t s = 0; s < samples; ++s) __builtin_prefetch(OutputAt(n + s, output), 1);
-        MultiplyLaneTile<Math>(slices_[i], j, n, samples, buffer + (output - first) * kOuterLanes);
+        for (int v = 0; v < kOuterVecs; ++v)
+          tile.to[v] = buffer + (output - first) * kOuterLanes + v * kLanes;
+        RunOuter<Math>(tile, samples);
         if ((output + kWords) % kLineOutputs != 0 && output + kWords < end) continue;
         StoreTiles(buffer, first, output + kWords, n, samples);
         first = output + kWords;
       }
     }
-  }
-
-  // Outputs [j, j + 8) of a slice: to[output][sample].
-  template <class Math>
-  void MultiplyLaneTile(const Slice& slice, int64_t j, int64_t n, int64_t samples, float* to) {
-    OuterTile tile = {};
-    tile.steps = slice.steps;
-    tile.num_steps = slice.num_steps;
-    tile.depth = depth_;
-    for (int v = 0; v < kOuterVecs; ++v) {
-      tile.strips[v] = job_.x + (n / kLanes + v) * job_.panel_words;
-      tile.to[v] = to + v * kLanes;
-    }
-    tile.to_stride = kOuterLanes;
-    tile.w_row_stride = 1;
-    tile.w_depth_stride = kWords;
-    int64_t w_strip_words = slice.num_steps * depth_ * kWords;  // from eight outputs to the next
-    if (slice.is_in_place && job_.is_dx) {
-      tile.w_row_stride = depth_;
-      tile.w_depth_stride = 1;
-      w_strip_words = depth_ * kWords;
-    } else if (slice.is_in_place) {
-      tile.w_depth_stride = job_.block_size;
-      w_strip_words = kWords;
-    }
-    tile.w_offset = j / kWords * w_strip_words;
-    RunOuter<Math>(tile, samples);
   }
 
   // Outputs [first, end) of samples [n, n + samples).
