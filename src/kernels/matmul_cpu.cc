@@ -28,6 +28,8 @@ constexpr int64_t kOwnChunkWords = int64_t{1} << 17;
 constexpr int64_t kLeastOwnChunk = 128;
 constexpr int64_t kWeightWords = int64_t{1}
                                  << 16;  // packed weights: 256 KiB of a second-level cache
+// Inputs from this size on are asked for ahead of time when they are packed.
+constexpr int64_t kFarBytes = int64_t{1} << 22;
 // Results from this size on go past the caches, which could not keep them for those who read them.
 constexpr int64_t kStreamBytes = int64_t{1} << 23;
 constexpr int64_t kStepsAtOnce = 1024;
@@ -93,6 +95,7 @@ void PackInParallel(const MatmulCpuKernels& kernels, const PackJob& job, int64_t
       PackJob part = job;
       part.from = Advance(job.from, job.dtype, i * unit * job.row_stride);
       part.rows = std::min(unit, job.rows - i * unit);
+      part.rows_ahead = job.rows - i * unit - part.rows;
       part.to = job.to + i * unit_words;
       kernels.pack(part);
     }
@@ -248,6 +251,7 @@ Status MatmulCpu(const MatmulArgs& args, const ParallelFor& parallel_for) {
     pack.row_stride = feature_axis == 1 ? in_features : args.batch;
     pack.from = Advance(args.x, args.dtype, feature_axis == 1 ? n * in_features : n);
     pack.rows = feature_axis == 1 ? samples : in_features;
+    pack.is_far = args.batch * in_features * SizeOf(args.dtype) >= kFarBytes;
     pack.columns = feature_axis == 1 ? in_features : samples;
     pack.is_transposed = job.has_sample_lanes && feature_axis == 1;
     pack.kind = !job.has_pairs      ? WordKind::kValue
@@ -316,6 +320,7 @@ void PackPair(const MatmulCpuKernels& kernels, const MatmulDwArgs& args, bool ha
   pack.row_stride = is_axis_1 ? side.features : batch;
   pack.from = Advance(from, args.dtype, is_axis_1 ? n * side.features : n);
   pack.rows = is_axis_1 ? samples : side.features;
+  pack.is_far = batch * side.features * SizeOf(args.dtype) >= kFarBytes;
   pack.columns = is_axis_1 ? side.features : samples;
   pack.wide = side.wide;
   pack.strip_words = side.strip_words;

@@ -44,6 +44,8 @@ struct PackJob {
   const void* from;
   int64_t row_stride;  // in elements
   int64_t rows;        // in elements
+  bool is_far;         // not in a cache nearby: rows are asked for ahead of time
+  int64_t rows_ahead;  // that follow and may be asked for
   int64_t columns;
   float* to;
   int wide;             // strips side by side

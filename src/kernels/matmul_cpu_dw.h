@@ -40,7 +40,8 @@ class DwRow {
 
   void Flush() {
     if (num_parts_ == 0) return;
-    for (int i = num_parts_; i < kMostParts; ++i) {
+    for (int i = 1; i < kMostParts; ++i) {
+      if (i < num_parts_) continue;
       tile_.strips[i] = tile_.strips[0];
       tile_.to[i] = buffer_[i];
       tile_.rounded[i] = buffer_[i];
