@@ -22,16 +22,15 @@ namespace {
 
 constexpr int64_t kChunkWords = int64_t{1} << 21;  // packed activations: 8 MiB
 constexpr int64_t kDwChunkWords = int64_t{1} << 19;
-constexpr int64_t kLeastChunk = 256;               // samples of a chunk
+constexpr int64_t kLeastChunk = 256;  // samples of a chunk
 // The same of a chunk that a thread has for itself.
 constexpr int64_t kOwnChunkWords = int64_t{1} << 17;
 constexpr int64_t kLeastOwnChunk = 128;
 constexpr int64_t kWeightWords = int64_t{1}
                                  << 16;  // packed weights: 256 KiB of a second-level cache
-// Inputs from this size on are asked for ahead of time when they are packed.
+// Inputs from this size on are asked for ahead of time when they are packed; results go past the
+// caches, which costs whoever reads them next no more time than it saves here.
 constexpr int64_t kFarBytes = int64_t{1} << 22;
-// Results from this size on go past the caches, which could not keep them for those who read them.
-constexpr int64_t kStreamBytes = int64_t{1} << 23;
 constexpr int64_t kStepsAtOnce = 1024;
 constexpr int64_t kLeastJobs = 16;      // so that a few threads share evenly
 constexpr int64_t kLeastPart = 56;      // samples that are worth packing the weights again
@@ -230,7 +229,7 @@ Status MatmulCpu(const MatmulArgs& args, const ParallelFor& parallel_for) {
   job.w = args.w;
   job.gate = args.gate;
   job.y_stride = feature_axis == 1 ? out_features : args.batch;
-  job.is_streamed = args.batch * out_features * SizeOf(args.dtype) >= kStreamBytes;
+  job.is_streamed = args.batch * out_features * SizeOf(args.dtype) >= kFarBytes;
 
   const int64_t words = job.has_pairs ? in_features / 2 : in_features;  // of a sample
   const int64_t most_rows = job.has_sample_lanes
@@ -351,9 +350,9 @@ Status MatmulDwCpu(const MatmulDwArgs& args, const ParallelFor& parallel_for) {
   const auto words_of = [&](int64_t samples) { return CeilDiv(samples, samples_of_word); };
   int64_t batch = 0;
   for (int p = 0; p < args.num_pairs; ++p) batch += words_of(args.pairs[p].batch) * samples_of_word;
-  const int64_t most =
-      words_of(SamplesOfChunk(batch, CeilDiv(in_features + out_features, samples_of_word),
-                              samples_of_word, kDwChunkWords, kLeastChunk));
+  const int64_t most = words_of(SamplesOfChunk(
+      batch, CeilDiv(in_features + out_features, samples_of_word), samples_of_word,
+      layout.block_size < kernels->lanes ? 2 * kDwChunkWords : kDwChunkWords, kLeastChunk));
   std::vector<std::vector<Run>> chunks(1);
   int64_t free_words = most;
   for (int p = 0; p < args.num_pairs; ++p) {
@@ -383,7 +382,7 @@ Status MatmulDwCpu(const MatmulDwArgs& args, const ParallelFor& parallel_for) {
   job.starts = starts.data();
   job.gate = args.gate;
   job.dw = args.dw;
-  job.is_streamed = layout.num_blocks * block_words * SizeOf(args.dw_dtype) >= kStreamBytes;
+  job.is_streamed = layout.num_blocks * block_words * SizeOf(args.dw_dtype) >= kFarBytes;
   const bool is_float = args.dw_dtype == DType::kFloat32;
   const bool needs_sums = chunks.size() > 1 && !is_float;
   const Scratch sums(needs_sums ? layout.num_blocks * block_words : 0);

@@ -73,8 +73,8 @@ class DwRow {
     do {
       const bool is_last = job_.is_last && done + kDepth >= job_.depth;
       tile_.is_streamed = job_.is_streamed && is_last && num_parts_ == kMostParts &&
-                         (job_.dw_dtype != DType::kFloat32 || !tile_.is_added) &&
-                         reinterpret_cast<uintptr_t>(job_.dw) % kLineBytes == 0;
+                          (job_.dw_dtype != DType::kFloat32 || !tile_.is_added) &&
+                          reinterpret_cast<uintptr_t>(job_.dw) % kLineBytes == 0;
       if (!is_last || job_.dw_dtype == DType::kFloat32) {
         SumRun<Math, float>(done);
       } else if (job_.dw_dtype == DType::kFloat16) {

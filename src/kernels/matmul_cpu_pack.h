@@ -72,8 +72,7 @@ void PackStrips(const PackJob& job) {
   const int64_t row_words = job.wide * kWords;
   for (int64_t row = 0; row < job.rows; row += kRows) {
     const bool has_all_rows = row + kRows <= job.rows;
-    const int64_t next_rows =
-        job.is_far ? Min(kRows, job.rows + job.rows_ahead - row - kRows) : 0;
+    const int64_t next_rows = job.is_far ? Min(kRows, job.rows + job.rows_ahead - row - kRows) : 0;
     int64_t strip = 0;
     for (int64_t column = 0; column < job.columns; column += kColumns) {
       const T* from = static_cast<const T*>(job.from) + row * job.row_stride + column;

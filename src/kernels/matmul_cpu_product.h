@@ -265,8 +265,7 @@ class Product {
 
   // Outputs [first, end) of samples [n, n + samples).
   void StoreTiles(const float* from, int64_t first, int64_t end, int64_t n, int64_t samples) {
-    const bool is_streamed =
-        is_streamed_ && job_.feature_axis == 1 && end - first == kLineOutputs;
+    const bool is_streamed = is_streamed_ && job_.feature_axis == 1 && end - first == kLineOutputs;
     for (int64_t i = 0; i < samples; i += kWords) {
       const float* tile = from + i;
       if (is_streamed) {
