@@ -72,7 +72,7 @@ class DwRow {
     int64_t done = 0;
     do {
       const bool is_last = job_.is_last && done + kDepth >= job_.depth;
-      tile_.is_streamed = job_.is_streamed && is_last && num_parts_ == kMostParts &&
+      tile_.is_streamed = kCanStream && job_.is_streamed && is_last && num_parts_ == kMostParts &&
                           (job_.dw_dtype != DType::kFloat32 || !tile_.is_added) &&
                           reinterpret_cast<uintptr_t>(job_.dw) % kLineBytes == 0;
       if (!is_last || job_.dw_dtype == DType::kFloat32) {
@@ -143,7 +143,7 @@ void RunDw(const DwJob& job, int64_t begin, int64_t end) {
   } else {
     SumRows<kLanes>(job, begin, end);
   }
-  if (job.is_streamed) FenceStreams();
+  if (kCanStream && job.is_streamed) FenceStreams();
 }
 
 }  // namespace

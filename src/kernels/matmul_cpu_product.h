@@ -44,7 +44,8 @@ class Product {
         scratch_(scratch),
         width_(job.block_size < kSliceWidth ? job.block_size : kSliceWidth),
         depth_(job.has_pairs ? job.block_size / 2 : job.block_size),
-        is_streamed_(job.is_streamed && HasLines(static_cast<const T*>(job.y), job.y_stride)) {}
+        is_streamed_(kCanStream && job.is_streamed &&
+                     HasLines(static_cast<const T*>(job.y), job.y_stride)) {}
 
   void Run(const ProductRange& range) {
     const int64_t samples = range.last_sample - range.first_sample;
@@ -215,10 +216,10 @@ class Product {
     tile.x_stride = job_.panel * kWords;
     tile.num_strips = depth_ / kWords;
     tile.w_stride = slice.is_in_place ? job_.block_size : width_;
-    tile.to = y;
     tile.to_stride = job_.y_stride;
     tile.is_streamed = is_streamed;
     for (; tile.w_offset < width_; tile.w_offset += kVecs * kLanes) {
+      tile.to = y + tile.w_offset;
       if (Math::kIsPairs && slice.is_in_place) {
         RunRows<Math, T, Math::kIsPairs, kVecs>(rows, tile);
       } else {
