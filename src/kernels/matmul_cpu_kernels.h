@@ -1,8 +1,9 @@
 // The inner loops of the CPU products, included like common/simd_words.h after the vectors of a
 // level.
 //
-// Two inner loops do all the work; inlined elsewhere they would lack registers (AVX2: 3 to 9 %). In both a tile of the result stays in registers over the whole
-// sum, one operand is read as vectors and the other one broadcast, word by word:
+// Two inner loops do all the work; inlined elsewhere they would lack registers (AVX2: 3 to 9 %). In
+// both a tile of the result stays in registers over the whole sum, one operand is read as vectors
+// and the other one broadcast, word by word:
 //
 //   RowsKernel   kRows rows of a strip (samples) x vectors of W: features in lanes
 //   OuterKernel  kOuterRows columns of a strip x vectors of other strips: samples in lanes, and dw
