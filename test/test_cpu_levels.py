@@ -161,6 +161,58 @@ def test_dw_of_many_chunks_and_pairs(level, axis, dtype):
     assert (from_bits(dw) == expected).all()
 
 
+def aligned(shape, dtype, offset):
+    """Zeros that start `offset` elements after a cache line's start."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    room = np.zeros(size + 128, np.uint8)
+    start = -room.ctypes.data % 64 + offset * np.dtype(dtype).itemsize
+    return room[start : start + size].view(dtype).reshape(shape)
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("size, axis", [(8, 0), (8, 1), (16, 1), (32, 1), (64, 1)])
+def test_large_results_have_the_bits_of_small_ones(level, size, axis, dtype, offset):
+    """Results of 4 MiB go past the caches, where they are made of whole cache lines."""
+    rng = np.random.default_rng(7)
+    layout = SparsityLayout(layouts.random(rng, 512 // size, 512 // size, 0.1), size)
+    n, few = 4099 if dtype == "bfloat16" else 2051, 101
+    x = to_bits(rng.standard_normal((n, 512) if axis == 1 else (512, n)), dtype)
+    w = to_bits(rng.standard_normal(layout.w_shape), dtype)
+    for is_dx in (False, True):
+        kwargs = {"dtype": dtype, "feature_axis": axis, "is_dx": is_dx}
+        y = aligned(x.shape, x.dtype, offset)
+        KERNELS.matmul(layout.plan, layout.lut, x, w, y, batch=n, **kwargs)
+        for part in (slice(0, few), slice(n - few, n)):
+            of_x, of_y = (
+                np.ascontiguousarray(a[part] if axis == 1 else a[:, part]) for a in (x, y)
+            )
+            result = np.zeros_like(of_y)
+            KERNELS.matmul(layout.plan, layout.lut, of_x, w, result, batch=few, **kwargs)
+            assert result.tobytes() == of_y.tobytes()
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("size", [8, 16, 32])
+@pytest.mark.parametrize("n", [1, 19, 300])
+def test_a_large_dw_has_the_bits_of_a_small_one(level, n, size, dtype, offset):
+    rng = np.random.default_rng(8)
+    x, dy = (to_bits(rng.standard_normal((n, f)), dtype) for f in (1032 // size * size, 2048))
+
+    def dw_of(outputs):
+        mask = np.ones((x.shape[1] // size, outputs // size), bool)
+        layout = SparsityLayout(mask, size, z_order=False)
+        dw = aligned(layout.w_shape, x.dtype, offset)
+        pairs = [(x, np.ascontiguousarray(dy[:, :outputs]), n)]
+        KERNELS.matmul_dw(layout.plan, layout.lut, pairs, dw, dtype=dtype, feature_axis=1)
+        return dw
+
+    # Columns of blocks follow one another.
+    small, large = dw_of(256), dw_of(2048)
+    assert small.tobytes() == large[: len(small)].tobytes()
+
+
 def test_a_level_that_does_not_exist_is_an_error():
     with pytest.raises(kernels_module.KernelError, match="level of this machine.*Received: sse9"):
         KERNELS.cpu_level = "sse9"

@@ -21,12 +21,16 @@ namespace blocksparse {
 namespace {
 
 constexpr int64_t kChunkWords = int64_t{1} << 21;  // packed activations: 8 MiB
-constexpr int64_t kLeastChunk = 256;               // samples of a chunk
+constexpr int64_t kDwChunkWords = int64_t{1} << 19;
+constexpr int64_t kLeastChunk = 256;  // samples of a chunk
 // The same of a chunk that a thread has for itself.
 constexpr int64_t kOwnChunkWords = int64_t{1} << 17;
 constexpr int64_t kLeastOwnChunk = 128;
 constexpr int64_t kWeightWords = int64_t{1}
                                  << 16;  // packed weights: 256 KiB of a second-level cache
+// Inputs from this size on are asked for ahead of time when they are packed; results go past the
+// caches, which costs whoever reads them next no more time than it saves here.
+constexpr int64_t kFarBytes = int64_t{1} << 22;
 constexpr int64_t kStepsAtOnce = 1024;
 constexpr int64_t kLeastJobs = 16;      // so that a few threads share evenly
 constexpr int64_t kLeastPart = 56;      // samples that are worth packing the weights again
@@ -90,6 +94,7 @@ void PackInParallel(const MatmulCpuKernels& kernels, const PackJob& job, int64_t
       PackJob part = job;
       part.from = Advance(job.from, job.dtype, i * unit * job.row_stride);
       part.rows = std::min(unit, job.rows - i * unit);
+      part.rows_ahead = job.rows - i * unit - part.rows;
       part.to = job.to + i * unit_words;
       kernels.pack(part);
     }
@@ -224,6 +229,7 @@ Status MatmulCpu(const MatmulArgs& args, const ParallelFor& parallel_for) {
   job.w = args.w;
   job.gate = args.gate;
   job.y_stride = feature_axis == 1 ? out_features : args.batch;
+  job.is_streamed = args.batch * out_features * SizeOf(args.dtype) >= kFarBytes;
 
   const int64_t words = job.has_pairs ? in_features / 2 : in_features;  // of a sample
   const int64_t most_rows = job.has_sample_lanes
@@ -244,6 +250,7 @@ Status MatmulCpu(const MatmulArgs& args, const ParallelFor& parallel_for) {
     pack.row_stride = feature_axis == 1 ? in_features : args.batch;
     pack.from = Advance(args.x, args.dtype, feature_axis == 1 ? n * in_features : n);
     pack.rows = feature_axis == 1 ? samples : in_features;
+    pack.is_far = args.batch * in_features * SizeOf(args.dtype) >= kFarBytes;
     pack.columns = feature_axis == 1 ? in_features : samples;
     pack.is_transposed = job.has_sample_lanes && feature_axis == 1;
     pack.kind = !job.has_pairs      ? WordKind::kValue
@@ -312,6 +319,7 @@ void PackPair(const MatmulCpuKernels& kernels, const MatmulDwArgs& args, bool ha
   pack.row_stride = is_axis_1 ? side.features : batch;
   pack.from = Advance(from, args.dtype, is_axis_1 ? n * side.features : n);
   pack.rows = is_axis_1 ? samples : side.features;
+  pack.is_far = batch * side.features * SizeOf(args.dtype) >= kFarBytes;
   pack.columns = is_axis_1 ? side.features : samples;
   pack.wide = side.wide;
   pack.strip_words = side.strip_words;
@@ -342,9 +350,9 @@ Status MatmulDwCpu(const MatmulDwArgs& args, const ParallelFor& parallel_for) {
   const auto words_of = [&](int64_t samples) { return CeilDiv(samples, samples_of_word); };
   int64_t batch = 0;
   for (int p = 0; p < args.num_pairs; ++p) batch += words_of(args.pairs[p].batch) * samples_of_word;
-  const int64_t most =
-      words_of(SamplesOfChunk(batch, CeilDiv(in_features + out_features, samples_of_word),
-                              samples_of_word, kChunkWords, kLeastChunk));
+  const int64_t most = words_of(SamplesOfChunk(
+      batch, CeilDiv(in_features + out_features, samples_of_word), samples_of_word,
+      layout.block_size < kernels->lanes ? 2 * kDwChunkWords : kDwChunkWords, kLeastChunk));
   std::vector<std::vector<Run>> chunks(1);
   int64_t free_words = most;
   for (int p = 0; p < args.num_pairs; ++p) {
@@ -374,6 +382,7 @@ Status MatmulDwCpu(const MatmulDwArgs& args, const ParallelFor& parallel_for) {
   job.starts = starts.data();
   job.gate = args.gate;
   job.dw = args.dw;
+  job.is_streamed = layout.num_blocks * block_words * SizeOf(args.dw_dtype) >= kFarBytes;
   const bool is_float = args.dw_dtype == DType::kFloat32;
   const bool needs_sums = chunks.size() > 1 && !is_float;
   const Scratch sums(needs_sums ? layout.num_blocks * block_words : 0);

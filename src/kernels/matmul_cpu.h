@@ -44,6 +44,8 @@ struct PackJob {
   const void* from;
   int64_t row_stride;  // in elements
   int64_t rows;        // in elements
+  bool is_far;         // not in a cache nearby: rows are asked for ahead of time
+  int64_t rows_ahead;  // that follow and may be asked for
   int64_t columns;
   float* to;
   int wide;             // strips side by side
@@ -76,6 +78,7 @@ struct ProductJob {
   int64_t panel_words;
   void* y;           // at the chunk's first sample
   int64_t y_stride;  // in elements, from one row of y to the next
+  bool is_streamed;  // y, where its cache lines are written whole, goes past the caches
 };
 
 // Slices [begin, end) of the result, min(block_size, kSliceWidth) outputs each, for samples
@@ -113,6 +116,7 @@ struct DwJob {
   int64_t depth;  // rows of the strips that hold samples
   float* sums;    // float32[num_blocks, B, B]: dw itself, or what is rounded at last; or null
   void* dw;
+  bool is_streamed;  // as above
 };
 
 // The kernels of one level.

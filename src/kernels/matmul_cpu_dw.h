@@ -15,35 +15,41 @@ template <int kRowWords>
 class DwRow {
  public:
   DwRow(const DwJob& job, int64_t row)
-      : job_(job), row_(row), strips_of_block_(job.block_size / kWords) {}
+      : job_(job), row_(row), strips_of_block_(job.block_size / kWords) {
+    tile_.num_steps = 1;
+    tile_.w_depth_stride = kWords;
+    tile_.to_stride = job.sums == nullptr ? kRowWords : job.block_size;
+    tile_.rounded_stride = job.block_size;
+  }
 
   void Add(LutEntry entry) {
     if (job_.gate != nullptr && job_.gate[entry.block] == 0.f) return Clear(entry.block);
+    const float* strip =
+        job_.dy + int64_t{entry.index} * job_.block_size / kRowWords * job_.dy_strip_words;
+    int64_t corner = CornerOf(entry.block);
     for (int column = 0; column < job_.block_size; column += kRowWords) {
-      parts_[num_parts_++] = {entry, column};
-      if (num_parts_ == kMostParts) Flush();
+      tile_.strips[num_parts_] = strip;
+      // Where the sums are in float32 anyway they are added in place.
+      tile_.to[num_parts_] = job_.sums == nullptr ? buffer_[num_parts_] : job_.sums + corner;
+      tile_.rounded[num_parts_] = RoundedAt(corner);
+      if (++num_parts_ == kMostParts) Flush();
+      strip += job_.dy_strip_words;
+      corner += kRowWords;
     }
   }
 
   void Flush() {
     if (num_parts_ == 0) return;
-    // Where the sums are in float32 anyway they are added in place.
-    const bool is_buffered = job_.sums == nullptr;
-    OuterTile tile = {};
-    tile.is_added = !job_.is_first;
-    tile.to_stride = is_buffered ? kRowWords : job_.block_size;
-    tile.rounded_stride = job_.block_size;
-    for (int i = 0; i < kMostParts; ++i) {
-      const Part& part = parts_[i < num_parts_ ? i : 0];
-      const int64_t column = int64_t{part.entry.index} * job_.block_size + part.column;
-      tile.strips[i] = job_.dy + column / kRowWords * job_.dy_strip_words;
-      tile.to[i] = is_buffered || i >= num_parts_ ? buffer_[i] : job_.sums + CornerOf(part);
-      tile.rounded[i] = i < num_parts_ ? RoundedCorner(CornerOf(part)) : buffer_[i];
+    for (int i = 1; i < kMostParts; ++i) {
+      if (i < num_parts_) continue;
+      tile_.strips[i] = tile_.strips[0];
+      tile_.to[i] = buffer_[i];
+      tile_.rounded[i] = buffer_[i];
     }
     if (job_.has_pairs) {
-      Sum<PairMath>(tile);
+      Sum<PairMath>();
     } else {
-      Sum<FloatMath>(tile);
+      Sum<FloatMath>();
     }
     num_parts_ = 0;
   }
@@ -54,49 +60,44 @@ class DwRow {
   static constexpr int64_t kDepth = 128;
   static constexpr int kMostParts = kOuterLanes / kRowWords;
 
-  struct Part {  // columns [column, column + kRowWords) of a block
-    LutEntry entry;
-    int column;
-  };
+  int64_t CornerOf(int64_t block) const { return block * job_.block_size * job_.block_size; }
 
-  int64_t CornerOf(const Part& part) const { return Offset(part.entry.block) + part.column; }
-  int64_t Offset(int64_t block) const { return block * job_.block_size * job_.block_size; }
-
-  void* RoundedCorner(int64_t corner) const {
+  void* RoundedAt(int64_t corner) const {
     return static_cast<char*>(job_.dw) + corner * SizeOf(job_.dw_dtype);
   }
 
   template <class Math>
-  void Sum(OuterTile tile) {
+  void Sum() {
+    tile_.is_added = !job_.is_first;
     int64_t done = 0;
     do {
       const bool is_last = job_.is_last && done + kDepth >= job_.depth;
+      tile_.is_streamed = kCanStream && job_.is_streamed && is_last && num_parts_ == kMostParts &&
+                          (job_.dw_dtype != DType::kFloat32 || !tile_.is_added) &&
+                          reinterpret_cast<uintptr_t>(job_.dw) % kLineBytes == 0;
       if (!is_last || job_.dw_dtype == DType::kFloat32) {
-        SumRun<Math, float>(tile, done);
+        SumRun<Math, float>(done);
       } else if (job_.dw_dtype == DType::kFloat16) {
-        SumRun<Math, Half>(tile, done);
+        SumRun<Math, Half>(done);
       } else {
-        SumRun<Math, BFloat16>(tile, done);
+        SumRun<Math, BFloat16>(done);
       }
-      tile.is_added = true;
+      tile_.is_added = true;
       done += kDepth;
     } while (done < job_.depth);
   }
 
   // Words [done, done + kDepth) of all strips of x.
   template <class Math, typename To>
-  void SumRun(OuterTile tile, int64_t done) {
+  void SumRun(int64_t done) {
     const float* x = job_.x + row_ * strips_of_block_ * job_.x_strip_words + done * kWords;
     ProductStep step = {x, done * kRowWords};
-    tile.steps = &step;
-    tile.num_steps = 1;
-    tile.depth = Min(kDepth, job_.depth - done);
-    tile.w_depth_stride = kWords;
+    tile_.steps = &step;
+    tile_.depth = Min(kDepth, job_.depth - done);
     for (int strip = 0; strip < strips_of_block_; ++strip) {
-      RunOuterRows<Math, To, kRowWords, 1, false>(tile, num_parts_ * kRowWords);
+      tile_.first_row = strip * kWords;
+      RunOuterRows<Math, To, kRowWords, 1, false>(tile_, num_parts_ * kRowWords);
       step.w += job_.x_strip_words;
-      for (float*& to : tile.to) to += kWords * tile.to_stride;
-      for (void*& to : tile.rounded) to = static_cast<To*>(to) + kWords * tile.rounded_stride;
     }
   }
 
@@ -104,13 +105,13 @@ class DwRow {
   void Clear(int64_t block) {
     if (!job_.is_last) return;
     const int64_t words = int64_t{job_.block_size} * job_.block_size;
-    std::memset(RoundedCorner(Offset(block)), 0, words * SizeOf(job_.dw_dtype));
+    std::memset(RoundedAt(CornerOf(block)), 0, words * SizeOf(job_.dw_dtype));
   }
 
   const DwJob& job_;
   const int64_t row_;
   const int strips_of_block_;  // of x
-  Part parts_[kMostParts];
+  OuterTile tile_ = {};
   int num_parts_ = 0;
   float buffer_[kMostParts][kMaxBlockSize * kRowWords];
 };
@@ -137,8 +138,12 @@ void SumRows(const DwJob& job, int64_t begin, int64_t end) {
 }
 
 void RunDw(const DwJob& job, int64_t begin, int64_t end) {
-  return job.block_size < kLanes ? SumRows<kWords>(job, begin, end)
-                                 : SumRows<kLanes>(job, begin, end);
+  if (job.block_size < kLanes) {
+    SumRows<kWords>(job, begin, end);
+  } else {
+    SumRows<kLanes>(job, begin, end);
+  }
+  if (kCanStream && job.is_streamed) FenceStreams();
 }
 
 }  // namespace

@@ -1,8 +1,9 @@
 // The inner loops of the CPU products, included like common/simd_words.h after the vectors of a
 // level.
 //
-// Two inner loops do all the work. In both a tile of the result stays in registers over the whole
-// sum, one operand is read as vectors and the other one broadcast, word by word:
+// Two inner loops do all the work; inlined elsewhere they would lack registers (AVX2: 3 to 9 %). In
+// both a tile of the result stays in registers over the whole sum, one operand is read as vectors
+// and the other one broadcast, word by word:
 //
 //   RowsKernel   kRows rows of a strip (samples) x vectors of W: features in lanes
 //   OuterKernel  kOuterRows columns of a strip x vectors of other strips: samples in lanes, and dw
@@ -28,6 +29,8 @@ constexpr bool kHasPairs = false;
 using PairMath = FloatMath;
 #endif
 
+// Stores past the caches cost kernels with few registers 3 to 14 % of their speed, used or not.
+constexpr bool kCanStream = kRegisters >= 32;
 constexpr int kStripsOfVec = kLanes / kWords;
 constexpr int kMostVecs = 2;
 constexpr int kMostRows = 14;
@@ -47,6 +50,20 @@ constexpr int kOuterVecs = kRegisters >= 16 ? 2 : 1;
 constexpr int kOuterLanes = kOuterVecs * kLanes;
 constexpr int kOuterStrips = kOuterVecs * kStripsOfVec;
 
+// Rounds to `to`, past the caches.
+template <typename To>
+inline void Stream(To* to, Vec value) {
+  alignas(kLineBytes) To rounded[kLanes];
+  Round(rounded, value);
+  StreamBytes<sizeof rounded>(to, rounded);
+}
+
+// Whether rows that start at `to`, `stride` elements apart, are made of whole cache lines.
+template <typename To>
+inline bool HasLines(const To* to, int64_t stride) {
+  return (reinterpret_cast<uintptr_t>(to) | stride * sizeof(To)) % kLineBytes == 0;
+}
+
 // sums += *value row.
 template <class Math, int kVecs, bool kIsTight>
 inline void AddProducts(const float* value, const Vec* row, Vec* sums) {
@@ -61,7 +78,7 @@ inline void AddProducts(const float* value, const Vec* row, Vec* sums) {
 }
 
 // to[r][..] = sum over steps s, strips i and words d of x[s.x + i x_stride + 8 r + d] times
-// row 8 i + d of s.w; if kIsInterleaved, of pairs of rows of bfloat16.
+// row 8 i + d of s.w, rounded to To; if kIsInterleaved, of pairs of rows of bfloat16.
 struct RowsTile {
   const ProductStep* steps;
   int64_t num_steps;
@@ -70,12 +87,13 @@ struct RowsTile {
   int num_strips;    // of a block
   int64_t w_offset;  // of the vectors in a row of W
   int64_t w_stride;
-  float* to;
+  void* to;
   int64_t to_stride;
+  bool is_streamed;
 };
 
-template <class Math, bool kIsInterleaved, int kRows, int kVecs>
-void RowsKernel(const RowsTile& tile) {
+template <class Math, typename To, bool kIsInterleaved, int kRows, int kVecs>
+__attribute__((noinline)) void RowsKernel(const RowsTile& tile) {
   Vec sums[kRows][kVecs];
   BLOCKSPARSE_UNROLL for (int r = 0; r < kRows; ++r)
       BLOCKSPARSE_UNROLL for (int v = 0; v < kVecs; ++v) sums[r][v] = ZeroVec();
@@ -103,18 +121,25 @@ void RowsKernel(const RowsTile& tile) {
       }
     }
   }
+  To* to = static_cast<To*>(tile.to);
+  if (kCanStream && tile.is_streamed) {
+    BLOCKSPARSE_UNROLL for (int r = 0; r < kRows; ++r)
+        BLOCKSPARSE_UNROLL for (int v = 0; v < kVecs; ++v)
+            Stream(to + r * tile.to_stride + v * kLanes, sums[r][v]);
+    return;
+  }
   BLOCKSPARSE_UNROLL for (int r = 0; r < kRows; ++r)
       BLOCKSPARSE_UNROLL for (int v = 0; v < kVecs; ++v)
-          StoreVec(tile.to + r * tile.to_stride + v * kLanes, sums[r][v]);
+          Round(to + r * tile.to_stride + v * kLanes, sums[r][v]);
 }
 
 // Runs RowsKernel with the right number of rows.
-template <class Math, bool kIsInterleaved, int kVecs, int kRows = RowsFor(kVecs)>
+template <class Math, typename To, bool kIsInterleaved, int kVecs, int kRows = RowsFor(kVecs)>
 void RunRows(int rows, const RowsTile& tile) {
   if constexpr (kRows > 1) {
-    if (rows < kRows) return RunRows<Math, kIsInterleaved, kVecs, kRows - 1>(rows, tile);
+    if (rows < kRows) return RunRows<Math, To, kIsInterleaved, kVecs, kRows - 1>(rows, tile);
   }
-  RowsKernel<Math, kIsInterleaved, kRows, kVecs>(tile);
+  RowsKernel<Math, To, kIsInterleaved, kRows, kVecs>(tile);
 }
 
 // A vector whose lanes lie in kParts places.
@@ -129,9 +154,19 @@ inline void StoreParts(float* const* to, int64_t offset, Vec value) {
 // The same, rounded.
 template <int kParts, typename To>
 inline void RoundParts(void* const* to, int64_t offset, Vec value) {
-  BLOCKSPARSE_UNROLL for (int i = 0; i < kStripsOfVec; ++i) {
-    To* row = static_cast<To*>(to[i * kParts / kStripsOfVec]) + offset;
-    Store8(row + (kParts == 1 ? i * kWords : 0), PartOf(value, i));
+  if constexpr (kParts == 1) return Round(static_cast<To*>(to[0]) + offset, value);
+  BLOCKSPARSE_UNROLL for (int i = 0; i < kParts; ++i)
+      Store8(static_cast<To*>(to[i]) + offset, PartOf(value, i));
+}
+
+// The same past the caches.
+template <int kParts, typename To>
+inline void StreamParts(void* const* to, int64_t offset, Vec value) {
+  if constexpr (kParts == 1) return Stream(static_cast<To*>(to[0]) + offset, value);
+  BLOCKSPARSE_UNROLL for (int i = 0; i < kParts; ++i) {
+    To rounded[kWords];
+    Store8(rounded, PartOf(value, i));
+    StreamBytes<sizeof rounded>(static_cast<To*>(to[i]) + offset, rounded);
   }
 }
 
@@ -139,7 +174,8 @@ inline void RoundParts(void* const* to, int64_t offset, Vec value) {
 //   s.w[w_offset + w_depth_stride d + w_row_stride r] times
 //   word s.x + kRowWords d + lane % kRowWords of strip lane / kRowWords,
 // and, if is_added, what was there. Lanes [kRowWords i, kRowWords (i + 1)) of row r are
-// to[i] + to_stride r. If To is not float the result goes to rounded[i] + rounded_stride r instead.
+// to[i] + to_stride (first_row + r). If To is not float, or is_streamed, the result goes to
+// rounded[i] + rounded_stride (first_row + r) instead.
 struct OuterTile {
   const ProductStep* steps;
   int64_t num_steps;
@@ -149,27 +185,33 @@ struct OuterTile {
   int w_row_stride;                   // 1, or a block's row in words
   const float* strips[kOuterStrips];  // kRowWords wide: kStripWords or kLanes
   bool is_added;
+  int64_t first_row;  // of `to` and `rounded`
   float* to[kOuterStrips];
   int64_t to_stride;
   void* rounded[kOuterStrips];
   int64_t rounded_stride;  // in elements
+  bool is_streamed;
 };
 
-// kIsPrefetching: asks for the operands of the step after next.
+// Rows [row, row + kOuterRows). kIsPrefetching: asks for the operands of the step after next.
 template <class Math, typename To, int kRowWords, int kVecs, int kRowStride, bool kIsPrefetching>
-void OuterKernel(const OuterTile& tile) {
+__attribute__((noinline)) void OuterKernel(const OuterTile& tile, int row) {
   constexpr int kParts = kLanes / kRowWords;  // of a vector
+  const int64_t w_offset = tile.w_offset + row * kRowStride;
+  const int64_t to_row = (tile.first_row + row) * tile.to_stride;
+  const int64_t rounded_row = (tile.first_row + row) * tile.rounded_stride;
   Vec sums[kOuterRows][kVecs];
   BLOCKSPARSE_UNROLL for (int r = 0; r < kOuterRows; ++r)
       BLOCKSPARSE_UNROLL for (int v = 0; v < kVecs; ++v) sums[r][v] =
-          tile.is_added ? LoadParts<kParts>(tile.to + v * kParts, r * tile.to_stride) : ZeroVec();
+          tile.is_added ? LoadParts<kParts>(tile.to + v * kParts, to_row + r * tile.to_stride)
+                        : ZeroVec();
   for (int64_t s = 0; s < tile.num_steps; ++s) {
-    const float* w = tile.steps[s].w + tile.w_offset;
+    const float* w = tile.steps[s].w + w_offset;
     int64_t x = tile.steps[s].x;
     const float* next_w = nullptr;
     int64_t to_next_x = 0;
     if constexpr (kIsPrefetching) {
-      next_w = tile.steps[s + kStepsAhead].w + tile.w_offset;
+      next_w = tile.steps[s + kStepsAhead].w + w_offset;
       to_next_x = tile.steps[s + kStepsAhead].x - x;
     }
 #pragma GCC unroll 4
@@ -191,30 +233,26 @@ void OuterKernel(const OuterTile& tile) {
   }
   BLOCKSPARSE_UNROLL for (int r = 0; r < kOuterRows; ++r)
       BLOCKSPARSE_UNROLL for (int v = 0; v < kVecs; ++v) {
-    if constexpr (sizeof(To) == sizeof(float)) {
-      StoreParts<kParts>(tile.to + v * kParts, r * tile.to_stride, sums[r][v]);
+    if (kCanStream && tile.is_streamed) {
+      StreamParts<kParts, To>(tile.rounded + v * kParts, rounded_row + r * tile.rounded_stride,
+                              sums[r][v]);
+    } else if constexpr (sizeof(To) == sizeof(float)) {
+      StoreParts<kParts>(tile.to + v * kParts, to_row + r * tile.to_stride, sums[r][v]);
     } else {
-      RoundParts<kParts, To>(tile.rounded + v * kParts, r * tile.rounded_stride, sums[r][v]);
+      RoundParts<kParts, To>(tile.rounded + v * kParts, rounded_row + r * tile.rounded_stride,
+                             sums[r][v]);
     }
   }
 }
 
 template <class Math, typename To, int kRowWords, int kRowStride, bool kIsPrefetching>
 void RunOuterRows(const OuterTile& tile, int64_t num_lanes) {
-  const auto run = [num_lanes](const OuterTile& rows) {
+  for (int row = 0; row < kWords; row += kOuterRows) {
     if (num_lanes > kLanes) {
-      OuterKernel<Math, To, kRowWords, kOuterVecs, kRowStride, kIsPrefetching>(rows);
+      OuterKernel<Math, To, kRowWords, kOuterVecs, kRowStride, kIsPrefetching>(tile, row);
     } else {
-      OuterKernel<Math, To, kRowWords, 1, kRowStride, kIsPrefetching>(rows);
+      OuterKernel<Math, To, kRowWords, 1, kRowStride, kIsPrefetching>(tile, row);
     }
-  };
-  if constexpr (kOuterRows == kWords) return run(tile);
-  OuterTile rows = tile;
-  for (int r = 0; r < kWords; r += kOuterRows) {
-    run(rows);
-    rows.w_offset += kOuterRows * kRowStride;
-    for (float*& to : rows.to) to += kOuterRows * tile.to_stride;
-    for (void*& to : rows.rounded) to = static_cast<To*>(to) + kOuterRows * tile.rounded_stride;
   }
 }
 

@@ -57,27 +57,46 @@ inline float* StripAt(const PackJob& job, int64_t strip) {
   return job.to + strip / job.wide * job.strip_words + strip % job.wide * kWords;
 }
 
+// Asks for a cache line of up to `count` rows, for the second-level cache: in the first one, rows a
+// power of two apart would drive each other out.
+template <typename T>
+void PrefetchRows(const T* from, int64_t row_stride, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) __builtin_prefetch(from + i * row_stride, 0, 2);
+}
+
 template <class Source>
 void PackStrips(const PackJob& job) {
   using T = typename Source::T;
   constexpr int64_t kColumns = kWords * Source::kColumns;  // of a strip, in elements
-  constexpr int64_t kRows = kRowsOfTile * Source::kRows;
+  constexpr int64_t kLineColumns = kLineBytes / sizeof(T);
+  constexpr int kLineStrips = kLineColumns / kColumns;
   const int64_t row_words = job.wide * kWords;
-  for (int64_t row = 0; row < job.rows; row += kRows) {
-    const bool has_all_rows = row + kRows <= job.rows;
+  int64_t tile_rows;
+  for (int64_t row = 0; row < job.rows; row += tile_rows) {
+    const int64_t whole = Min(kRowsOfTile, (job.rows - row) / Source::kRows);
+    tile_rows = whole > 0 ? whole * Source::kRows : 1;
+    const int64_t next = row + tile_rows;
+    const int64_t next_rows = job.is_far ? Min(tile_rows, job.rows + job.rows_ahead - next) : 0;
+    int64_t column = 0;
     int64_t strip = 0;
-    for (int64_t column = 0; column < job.columns; column += kColumns) {
+    // A cache line of each row at once, before the other rows drive it out.
+    for (; whole > 0 && column + kLineColumns <= job.columns;
+         column += kLineColumns, strip += kLineStrips) {
+      const T* from = static_cast<const T*>(job.from) + row * job.row_stride + column;
+      PrefetchRows(from + tile_rows * job.row_stride, job.row_stride, next_rows);
+      float* to[kLineStrips];
+      for (int s = 0; s < kLineStrips; ++s)
+        to[s] = StripAt(job, strip + s) + row / Source::kRows * row_words;
+      for (int64_t i = 0; i < whole; ++i) {
+        BLOCKSPARSE_UNROLL for (int s = 0; s < kLineStrips; ++s)
+            StoreWords(to[s] + i * row_words, Source::Load(from + s * kColumns, job.row_stride));
+        from += Source::kRows * job.row_stride;
+      }
+    }
+    for (; column < job.columns; column += kColumns) {
       const T* from = static_cast<const T*>(job.from) + row * job.row_stride + column;
       float* to = StripAt(job, strip++) + row / Source::kRows * row_words;
-      if (has_all_rows && column + kColumns <= job.columns) {
-        BLOCKSPARSE_UNROLL for (int i = 0; i < kRowsOfTile; ++i) {
-          StoreWords(to, Source::Load(from, job.row_stride));
-          from += Source::kRows * job.row_stride;
-          to += row_words;
-        }
-        continue;
-      }
-      for (int64_t rows = Min(kRows, job.rows - row); rows > 0; rows -= Source::kRows) {
+      for (int64_t rows = tile_rows; rows > 0; rows -= Source::kRows) {
         StoreWords(to, LoadSome<Source>(from, job.row_stride, rows, job.columns - column));
         from += Source::kRows * job.row_stride;
         to += row_words;

@@ -43,7 +43,9 @@ class Product {
       : job_(job),
         scratch_(scratch),
         width_(job.block_size < kSliceWidth ? job.block_size : kSliceWidth),
-        depth_(job.has_pairs ? job.block_size / 2 : job.block_size) {}
+        depth_(job.has_pairs ? job.block_size / 2 : job.block_size),
+        is_streamed_(kCanStream && job.is_streamed &&
+                     HasLines(static_cast<const T*>(job.y), job.y_stride)) {}
 
   void Run(const ProductRange& range) {
     const int64_t samples = range.last_sample - range.first_sample;
@@ -62,9 +64,12 @@ class Product {
         Multiply<FloatMath>(range);
       }
     }
+    if (is_streamed_) FenceStreams();
   }
 
  private:
+  static constexpr int64_t kLineOutputs = kLineBytes / sizeof(T);
+
   EntryRange EntriesOf(int64_t index) const {
     return ColumnEntries(job_.direction, job_.num_blocks, index / (job_.block_size / width_));
   }
@@ -177,8 +182,7 @@ class Product {
   void Multiply(const ProductRange& range) {
     if (job_.has_sample_lanes) {
       for (int64_t n = range.first_sample; n < range.last_sample; n += kOuterLanes)
-        for (int i = 0; i < num_slices_; ++i)
-          MultiplyLanePanels<Math>(slices_[i], n, range.last_sample);
+        MultiplyLanePanels<Math>(n, Min(range.last_sample - n, kOuterLanes));
       return;
     }
     if (width_ <= kLanes) {
@@ -200,10 +204,11 @@ class Product {
   template <class Math, int kVecs>
   void MultiplyRowPanel(const Slice& slice, int64_t n, int rows) {
     T* y = OutputAt(n, slice.first_output);
-    for (int r = 0; r < rows; ++r)
-      for (int64_t j = 0; j < width_; j += kLineBytes / sizeof(T))
+    const bool is_streamed = is_streamed_ && width_ % kLineOutputs == 0;
+    // What will be written arrives meanwhile.
+    for (int r = 0; r < rows && !is_streamed; ++r)
+      for (int64_t j = 0; j < width_; j += kLineOutputs)
         __builtin_prefetch(y + r * job_.y_stride + j, 1);
-    float buffer[kMostRows * kSliceWidth];
     RowsTile tile = {};
     tile.steps = slice.steps;
     tile.num_steps = slice.num_steps;
@@ -211,59 +216,79 @@ class Product {
     tile.x_stride = job_.panel * kWords;
     tile.num_strips = depth_ / kWords;
     tile.w_stride = slice.is_in_place ? job_.block_size : width_;
-    tile.to = buffer;
-    tile.to_stride = kSliceWidth;
-    if constexpr (sizeof(T) == sizeof(float)) {
-      tile.to = y;
-      tile.to_stride = job_.y_stride;
-    }
-    for (; tile.w_offset < width_; tile.w_offset += kVecs * kLanes, tile.to += kVecs * kLanes) {
+    tile.to_stride = job_.y_stride;
+    tile.is_streamed = is_streamed;
+    for (; tile.w_offset < width_; tile.w_offset += kVecs * kLanes) {
+      tile.to = y + tile.w_offset;
       if (Math::kIsPairs && slice.is_in_place) {
-        RunRows<Math, Math::kIsPairs, kVecs>(rows, tile);
+        RunRows<Math, T, Math::kIsPairs, kVecs>(rows, tile);
       } else {
-        RunRows<Math, false, kVecs>(rows, tile);
+        RunRows<Math, T, false, kVecs>(rows, tile);
       }
-    }
-    if constexpr (sizeof(T) != sizeof(float)) {
-      for (int r = 0; r < rows; ++r)
-        for (int j = 0; j < width_; j += kWords)
-          Store8(y + r * job_.y_stride + j, LoadWords(buffer + r * kSliceWidth + j));
     }
   }
 
-  // Samples in lanes.
+  // Samples in lanes. Outputs that share cache lines of y are stored together.
   template <class Math>
-  void MultiplyLanePanels(const Slice& slice, int64_t n, int64_t last_sample) {
-    const int64_t samples = Min(last_sample - n, kOuterLanes);
-    float buffer[kWords * kOuterLanes];
+  void MultiplyLanePanels(int64_t n, int64_t samples) {
+    float buffer[kLineOutputs * kOuterLanes];
     OuterTile tile = {};
-    tile.steps = slice.steps;
-    tile.num_steps = slice.num_steps;
     tile.depth = depth_;
+    tile.to_stride = kOuterLanes;
     for (int v = 0; v < kOuterVecs; ++v)
       tile.strips[v] = job_.x + (n / kLanes + v) * job_.panel_words;
-    for (int v = 0; v < kOuterVecs; ++v) tile.to[v] = buffer + v * kLanes;
-    tile.to_stride = kOuterLanes;
-    tile.w_row_stride = 1;
-    tile.w_depth_stride = kWords;
-    int64_t w_strip_words = slice.num_steps * depth_ * kWords;  // from eight outputs to the next
-    if (slice.is_in_place && job_.is_dx) {
-      tile.w_row_stride = depth_;
-      tile.w_depth_stride = 1;
-      w_strip_words = depth_ * kWords;
-    } else if (slice.is_in_place) {
-      tile.w_depth_stride = job_.block_size;
-      w_strip_words = kWords;
+    int64_t first = slices_[0].first_output;
+    const int64_t end = slices_[num_slices_ - 1].first_output + width_;
+    for (int i = 0; i < num_slices_; ++i) {
+      const Slice& slice = slices_[i];
+      tile.steps = slice.steps;
+      tile.num_steps = slice.num_steps;
+      tile.w_row_stride = slice.is_in_place && job_.is_dx ? depth_ : 1;
+      tile.w_depth_stride = !slice.is_in_place ? kWords : job_.is_dx ? 1 : job_.block_size;
+      // From eight outputs to the next.
+      const int64_t w_strip_words = !slice.is_in_place ? slice.num_steps * depth_ * kWords
+                                    : job_.is_dx       ? depth_ * kWords
+                                                       : kWords;
+      tile.w_offset = 0;
+      for (int64_t output = slice.first_output; output < slice.first_output + width_;
+           output += kWords, tile.w_offset += w_strip_words) {
+        if (job_.feature_axis == 1 && output == first && !is_streamed_)
+          for (int64_t s = 0; s < samples; ++s) __builtin_prefetch(OutputAt(n + s, output), 1);
+        for (int v = 0; v < kOuterVecs; ++v)
+          tile.to[v] = buffer + (output - first) * kOuterLanes + v * kLanes;
+        RunOuter<Math>(tile, samples);
+        if ((output + kWords) % kLineOutputs != 0 && output + kWords < end) continue;
+        StoreTiles(buffer, first, output + kWords, n, samples);
+        first = output + kWords;
+      }
     }
-    for (int64_t j = 0; j < width_; j += kWords, tile.w_offset += w_strip_words) {
-      // What will be written arrives meanwhile.
-      if (job_.feature_axis == 1)
-        for (int64_t i = 0; i < samples; ++i)
-          __builtin_prefetch(OutputAt(n + i, slice.first_output + j), 1);
-      RunOuter<Math>(tile, samples);
-      for (int64_t i = 0; i < samples; i += kWords)
-        StoreTile(buffer + i, slice.first_output + j, n + i, Min(samples - i, kWords));
+  }
+
+  // Outputs [first, end) of samples [n, n + samples).
+  void StoreTiles(const float* from, int64_t first, int64_t end, int64_t n, int64_t samples) {
+    const bool is_streamed = is_streamed_ && job_.feature_axis == 1 && end - first == kLineOutputs;
+    for (int64_t i = 0; i < samples; i += kWords) {
+      const float* tile = from + i;
+      if (is_streamed) {
+        StreamLines(tile, first, n + i, Min(samples - i, kWords));
+        continue;
+      }
+      for (int64_t output = first; output < end; output += kWords, tile += kWords * kOuterLanes)
+        StoreTile(tile, output, n + i, Min(samples - i, kWords));
     }
+  }
+
+  // A cache line of outputs of up to eight samples.
+  void StreamLines(const float* from, int64_t output, int64_t n, int64_t samples) {
+    T lines[kWords * kLineOutputs];
+    for (int64_t j = 0; j < kLineOutputs; j += kWords, from += kWords * kOuterLanes) {
+      Words tile[kWords];
+      for (int i = 0; i < kWords; ++i) tile[i] = LoadWords(from + i * kOuterLanes);
+      Transpose8(tile);
+      for (int i = 0; i < kWords; ++i) Store8(lines + i * kLineOutputs + j, tile[i]);
+    }
+    for (int64_t i = 0; i < samples; ++i)
+      StreamBytes<kLineBytes>(OutputAt(n + i, output), lines + i * kLineOutputs);
   }
 
   // Eight outputs of up to eight samples.
@@ -289,6 +314,7 @@ class Product {
   const ProductScratch& scratch_;
   const int width_;
   const int depth_;  // words of a block along the sum
+  const bool is_streamed_;
   Slice slices_[kMostSlices];
   int num_slices_;
   int64_t num_words_;

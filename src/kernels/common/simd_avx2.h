@@ -28,6 +28,11 @@ inline void ScatterVec(float* const* to, int64_t offset, Vec value) {
 // Eight lanes.
 inline Words PartOf(Vec value, int) { return value; }
 
+template <typename T>
+inline void Round(T* to, Vec value) {
+  Store8(to, value);
+}
+
 struct FloatMath {
   static constexpr bool kIsPairs = false;
   static Vec MulAdd(Vec a, Vec b, Vec sum) { return _mm256_fmadd_ps(a, b, sum); }

@@ -19,8 +19,9 @@ inline Vec Broadcast(const float* from) { return _mm512_set1_ps(*from); }
 
 // The lanes from and to kLanes / 8 places, eight each.
 inline Vec GatherVec(const float* const* from, int64_t offset) {
-  return _mm512_insertf32x8(_mm512_castps256_ps512(_mm256_loadu_ps(from[0] + offset)),
-                            _mm256_loadu_ps(from[1] + offset), 1);
+  // A load under a mask costs no shuffle.
+  return _mm512_mask_loadu_ps(_mm512_castps256_ps512(_mm256_loadu_ps(from[0] + offset)), 0xff00,
+                              from[1] + offset - kWords);
 }
 
 inline void ScatterVec(float* const* to, int64_t offset, Vec value) {
@@ -30,6 +31,22 @@ inline void ScatterVec(float* const* to, int64_t offset, Vec value) {
 
 inline Words PartOf(Vec value, int part) {
   return part == 0 ? _mm512_castps512_ps256(value) : _mm512_extractf32x8_ps(value, 1);
+}
+
+// Rounded as Store8 does it.
+inline void Round(float* to, Vec value) { StoreVec(to, value); }
+inline void Round(Half* to, Vec value) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
+                      _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+inline void Round(BFloat16* to, Vec value) {
+#ifdef BLOCKSPARSE_PAIRS
+  const __m256i rounded = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(value));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), rounded);
+#else
+  Store8(to, PartOf(value, 0));
+  Store8(to + kWords, PartOf(value, 1));
+#endif
 }
 
 struct FloatMath {

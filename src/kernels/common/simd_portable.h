@@ -69,6 +69,10 @@ inline Words PartOf(Vec value, int) {
 }
 
 template <typename T>
+inline void Round(T* to, Vec value) {
+  Store8(to, PartOf(value, 0));
+}
+template <typename T>
 inline Words Load8(const T* from) {
   Words words;
   for (int i = 0; i < kWords; ++i) words.word[i] = ToFloat(from[i]);
@@ -78,6 +82,11 @@ template <typename T>
 inline void Store8(T* to, Words words) {
   for (int i = 0; i < kWords; ++i) to[i] = FromFloat<T>(words.word[i]);
 }
+template <int kBytes>
+inline void StreamBytes(void* to, const void* from) {
+  std::memcpy(to, from, kBytes);
+}
+inline void FenceStreams() {}
 inline void Transpose8(Words* rows) {
   for (int i = 0; i < kWords; ++i)
     for (int j = 0; j < i; ++j) std::swap(rows[i].word[j], rows[j].word[i]);

@@ -65,6 +65,20 @@ inline void Store8(BFloat16* to, Words value) {
 #endif
 }
 
+// Copies past the caches; `to` is aligned to as many bytes. FenceStreams comes before other threads
+// read them.
+template <int kBytes>
+inline void StreamBytes(void* to, const void* from) {
+  if constexpr (kBytes == 16) {
+    _mm_stream_si128(static_cast<__m128i*>(to), _mm_loadu_si128(static_cast<const __m128i*>(from)));
+  } else {
+    for (int i = 0; i < kBytes / 32; ++i)
+      _mm256_stream_si256(static_cast<__m256i*>(to) + i,
+                          _mm256_loadu_si256(static_cast<const __m256i*>(from) + i));
+  }
+}
+inline void FenceStreams() { _mm_sfence(); }
+
 // rows[i] word j <-> rows[j] word i.
 inline void Transpose8(Words* rows) {
   Words pairs[kWords];
