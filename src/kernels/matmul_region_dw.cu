@@ -139,7 +139,7 @@ bool AreCompiled(DType dtype, int unit) {
 
 }  // namespace
 
-bool RegionDwServes(const MatmulDwArgs& args) {
+bool CanRegionDw(const MatmulDwArgs& args) {
   const int64_t kMaxFeatures = std::numeric_limits<int32_t>::max() - 64;
   const int size = args.layout.block_size;
   RegionDwParams params = {};
@@ -148,7 +148,13 @@ bool RegionDwServes(const MatmulDwArgs& args) {
          size <= 32 && args.layout.in_blocks <= kMaxFeatures / size &&
          args.layout.out_blocks <= kMaxFeatures / size &&
          AreRegionPairsServed(args, kMinRegionBatch) && ReadTable(args, &params, &unit) &&
-         IsHopper() && AreCompiled(args.dtype, unit) && IsFaster(args, &params);
+         IsHopper() && AreCompiled(args.dtype, unit);
+}
+
+bool RegionDwServes(const MatmulDwArgs& args) {
+  RegionDwParams params = {};
+  int unit = 0;
+  return CanRegionDw(args) && ReadTable(args, &params, &unit) && IsFaster(args, &params);
 }
 
 Status RegionDwWorkspaceBytes(const MatmulDwArgs& args, int64_t* bytes) {

@@ -124,13 +124,13 @@ struct WarpShare {
     const int lane = static_cast<int>(thread % kWarpSize);
     const int64_t* ends = p.walks + (int64_t{region.index} * Policy::kWarps + warp);
     const int64_t begin = ends[0];
-    const int64_t length = ends[1] - begin;
+    const int64_t end = ends[1];
     const bool is_valid =
-        begin >= 0 && ends[1] <= p.num_entries && length > 0 && length <= Policy::kMaxEntries;
+        begin >= 0 && begin < end && end <= p.num_entries && end - begin <= Policy::kMaxEntries;
     const int blocks_per_unit = 1 << 2 * (Policy::kUnitShift - p.block_shift);
     const int entry_words = RegionEntryWords(blocks_per_unit);
     entries = {p.entries + (is_valid ? begin : 0) * entry_words, entry_words, blocks_per_unit,
-               is_valid ? static_cast<int>(length) : 0, p.num_blocks};
+               is_valid ? static_cast<int>(end - begin) : 0, p.num_blocks};
 
     vertex = lane < entries.count ? entries.Vertex(lane) : 0;
     if (vertex < 0 || vertex >= region.num_chunks() * Policy::kUnitsPerChunk) vertex = 0;

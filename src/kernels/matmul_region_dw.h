@@ -69,8 +69,9 @@ struct RegionDwParams : RegionBatch {
 
 // Whether the kernel is there for these arguments: sm_90 (Hopper) and no other; fp16 or bf16;
 // B = 8, 16 or 32; at least kMinRegionBatch samples; x and dy aligned to 16 bytes, and their rows
-// too (feature_axis 0: each N a multiple of 8); the layout has the table; and by its clocks
-// the general kernel takes longer.
+// too (feature_axis 0: each N a multiple of 8); and the layout has the table.
+bool CanRegionDw(const MatmulDwArgs& args);
+// Whether, besides, by the table's clocks the general kernel takes longer.
 bool RegionDwServes(const MatmulDwArgs& args);
 // Partial sums, where regions are fewer than multiprocessors: at most kMaxRegionSplits copies of dw
 // in float32. 32 KiB more for over kParameterPairs pairs.

@@ -119,7 +119,7 @@ bool FloatDwServes(const MatmulDwArgs& args) {
       elements < least * (plan.features[0] + plan.features[1]))
     return false;
   const MatmulDwArgs half = PlaneArgs(args, plan, nullptr);
-  return IsLarge(args) ? LargeDwServes(half) : RegionDwServes(half);
+  return IsLarge(args) ? LargeDwServes(half) : CanRegionDw(half);
 }
 
 Status FloatDwWorkspaceBytes(const MatmulDwArgs& args, int64_t* bytes) {
