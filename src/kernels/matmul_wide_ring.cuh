@@ -44,8 +44,8 @@ struct WideBlock {
   __device__ __forceinline__ Entries EntriesOf(int group) const {
     const int64_t begin = p.ptr[group];
     const int64_t end = p.ptr[group + 1];
-    const bool is_sound = begin >= 0 && begin <= end && end <= p.num_entries &&
-                          end - begin >= Policy::kRooms;
+    const bool is_sound =
+        begin >= 0 && begin <= end && end <= p.num_entries && end - begin >= Policy::kRooms;
     const int count = is_sound ? static_cast<int>(end - begin) : 0;
     return {p.entries + (is_sound ? begin : 0), count, is_sound ? count - Policy::kRooms : 0};
   }
