@@ -1,6 +1,6 @@
 """What the products should reach on a CPU, and whether a results file does.
 
-python bench/cpu_goals.py bench/results/matmul-cpu-2026-11-20.json
+python bench/cpu_goals.py bench/results/matmul-cpu-2026-11-21.json
 """
 
 import json

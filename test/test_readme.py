@@ -52,7 +52,7 @@ def test_readme_figures_are_the_committed_ones():
     sys.path.insert(0, str(ROOT / "bench"))
     import summarize
 
-    results = json.loads((ROOT / "bench/results/h200-kernels-2026-11-20.json").read_text())
+    results = json.loads((ROOT / "bench/results/h200-kernels-2026-11-21.json").read_text())
     figures = summarize.table(
         "times dense, feature_axis 1", results["results"], 1, summarize.speedup
     )
